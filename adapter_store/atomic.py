@@ -1,0 +1,99 @@
+"""Writing so that every reader, and whoever comes after a killed process, finds the old state or the new one.
+
+Knows files, locks and what the operating system refuses. Does not know what is stored.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cpserve.errors import StoreError
+
+LOCK_TIMEOUT_S = 60.0
+STALE_S = 3600.0  # a temporary file this old has lost its writer
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn what the operating system refuses into a StoreError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreError(
+                "the disk is full; nothing has changed", hint="free some space, then run the same command again"
+            ) from error
+        raise StoreError(
+            f"cannot write: {error}", hint="check the permissions, or choose another folder with CPSERVE_HOME"
+        ) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes and threads out; a killed holder's lock is released by the operating system.
+
+    Raises:
+        StoreError: another process holds it for more than `LOCK_TIMEOUT_S`.
+    """
+    lock = FileLock(path, timeout=LOCK_TIMEOUT_S)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise StoreError(
+            f"another process has held {path} for {LOCK_TIMEOUT_S:.0f} s", hint="wait for it to end, or end it"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def staged(folder: Path, data: bytes) -> Iterator[Path]:
+    """A temporary file in `folder` with the data safely on disk, to be renamed or linked; what is left goes away."""
+    temporary = folder / secrets.token_hex(16)
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes left more than `STALE_S` ago."""
+    for path in folder.iterdir():
+        if time.time() - path.stat().st_mtime > STALE_S:
+            path.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, each safely on disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Put the names in a folder safely on disk."""
+    if sys.platform == "win32":  # folders cannot be opened there, and NTFS journals their names
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,159 @@
+"""An adapter: everything learned so far, as named tensors and a manifest, and the files that plain diffusers reads.
+
+Does not know where versions are kept (`adapter_store`) or how they are learned (`trainer`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from cpserve.errors import AdapterError
+from cpserve.manifest import BaseEntry, Manifest
+from cpserve.prompt_kv import LORA_PREFIX
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+NEWEST_EMBEDDING = "learned_embeds.safetensors"
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """`lora` holds diffusers' K,V factors (alpha == r, the scale folded into B), `embeddings` one vector `[d]` a token,
+    `training` what the next concept's training needs, `samples` pictures as PNG bytes by file name."""
+
+    manifest: Manifest
+    lora: Tensors
+    embeddings: Tensors
+    training: Mapping[str, Tensors] = field(default_factory=dict)
+    samples: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> list[str]:
+        """The learned tokens in the order in which they were learned."""
+        return [concept.token for concept in self.manifest.concepts]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """A hash of everything that K,V depend on; caches are keyed by it, never by a name or an address."""
+        digest = hashlib.sha256()
+        for group in (self.lora, self.embeddings):
+            for name in sorted(group):
+                tensor = group[name].detach().float().cpu().contiguous()
+                digest.update(json.dumps([name, list(tensor.shape)]).encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def extra_rows(self, width: int) -> Tensor:
+        """The learned tokens' embeddings `[E,d]` float32, in `tokens`' order.
+
+        Raises:
+            AdapterError: one is missing, has another width than `d`, or holds a number that is not finite.
+        """
+        rows = torch.zeros(len(self.tokens), width)
+        for i, token in enumerate(self.tokens):
+            row = self.embeddings.get(token)
+            if row is None or row.shape != (width,) or not torch.isfinite(row).all():
+                raise AdapterError(
+                    f"the adapter has no sound embedding of {width} numbers for {token}",
+                    hint="use the base model that the adapter was learned on, or run: cpserve adapters verify",
+                )
+            rows[i] = row
+        return rows
+
+    def files(self) -> dict[str, bytes]:
+        """The version as files (without manifest and card), in the layout that plain diffusers loads."""
+        made = {WEIGHTS: save(_ready(self.lora), metadata=_lora_metadata(self.lora))}
+        for concept in self.manifest.concepts:
+            one = save({concept.token: self.embeddings[concept.token].contiguous()})
+            made[f"embeddings/{concept.name}.safetensors"] = made[NEWEST_EMBEDDING] = one
+        made |= {f"training/{name}.safetensors": save(_ready(tensors)) for name, tensors in self.training.items()}
+        return made | {f"samples/{name}": png for name, png in self.samples.items()}
+
+    @classmethod
+    def read(cls, manifest: Manifest, read: Callable[[str], bytes], *, for_training: bool = False) -> Adapter:
+        """From a stored version; `read` gives a file's verified bytes.
+
+        Raises:
+            AdapterError: a file is not what the manifest says.
+        """
+        lora = parse_tensors(WEIGHTS, read(WEIGHTS))
+        embeddings: dict[str, Tensor] = {}
+        for concept in manifest.concepts:
+            path = f"embeddings/{concept.name}.safetensors"
+            found = parse_tensors(path, read(path))
+            if set(found) != {concept.token} or found[concept.token].ndim != 1:
+                raise AdapterError(
+                    f"{path} does not hold the token {concept.token}", hint="run: cpserve adapters verify"
+                )
+            embeddings |= found
+        paths = [entry.path for entry in manifest.files]
+        training = {
+            p.removeprefix("training/").removesuffix(".safetensors"): p for p in paths if p.startswith("training/")
+        }
+        kept = {name: parse_tensors(p, read(p)) for name, p in training.items()} if for_training else {}
+        return cls(manifest, lora, embeddings, kept)
+
+
+def empty_adapter(base: BaseEntry, method: str = "none") -> Adapter:
+    """What a sequence of concepts begins with."""
+    return Adapter(Manifest(base=base, concepts=(), method=method), {}, {})
+
+
+def check_fits(adapter: Adapter, base: BaseEntry) -> str | None:
+    """A warning if the adapter was learned on other weights of the same architecture, else None.
+
+    Raises:
+        AdapterError: it was learned on another architecture.
+    """
+    learned = adapter.manifest.base
+    if learned.fingerprint.architecture != base.fingerprint.architecture:
+        raise AdapterError(
+            f"the adapter was learned on {learned.id}, which has another architecture than {base.id}",
+            hint=f"use --base {learned.id}",
+        )
+    if learned.fingerprint.weights != base.fingerprint.weights:
+        return f"the adapter was learned on {learned.id}; the weights of {base.id} differ, so pictures will too"
+    return None
+
+
+def parse_tensors(path: str, content: bytes) -> dict[str, Tensor]:
+    """The tensors of untrusted safetensors bytes.
+
+    Raises:
+        AdapterError: the bytes are no safetensors file, or hold numbers that are not finite.
+    """
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise AdapterError(f"{path} is not a safetensors file: {error}", hint="run: cpserve adapters verify") from None
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise AdapterError(f"{path}: {name} holds something else than finite numbers", hint="take another version")
+    return tensors
+
+
+def _ready(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _lora_metadata(lora: Tensors) -> dict[str, str]:
+    """diffusers' header: rank and alpha, so that no loader has to guess the scale."""
+    ranks = {
+        k.removeprefix(LORA_PREFIX).removesuffix(".lora_A.weight"): len(t) for k, t in lora.items() if ".lora_A." in k
+    }
+    if not ranks:
+        return {"format": "pt"}
+    usual = max(ranks.values())
+    config = {"unet.r": usual, "unet.lora_alpha": usual, "unet.target_modules": sorted(ranks)}
+    config |= {"unet.rank_pattern": {k: r for k, r in ranks.items() if r != usual}}
+    config |= {"unet.alpha_pattern": {k: r for k, r in ranks.items() if r != usual}}
+    return {"format": "pt", "lora_adapter_metadata": json.dumps(config, sort_keys=True)}

@@ -1,0 +1,181 @@
+"""The base model: a diffusers folder, a Hub id, a single safetensors file, or `builtin:emoji64`.
+
+`BaseSpec` is what every engine of a base shares (tokenizer, schedule, K,V projections, sizes); `BaseModel` adds the torch
+modules that training and exporting need. The UNet of a `BaseModel` always takes packed K,V (`prompt_kv.pack_unet`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cpserve.errors import BaseModelError
+from cpserve.manifest import BaseEntry, Fingerprint
+from cpserve.prompt_kv import KVSites, PackedUNet, pack_unet
+from cpserve.schedule import Schedule
+from cpserve.signature import Signature
+
+BUILTIN = "builtin:emoji64"
+
+
+@dataclass(frozen=True, eq=False)
+class BaseSpec:
+    """What all engines of one base share. `vae_factor` is pixels per latent, `latent_size` the default latent side,
+    `multiple` what every latent side is a multiple of."""
+
+    entry: BaseEntry
+    tokenizer: Any
+    schedule: Schedule
+    sites: KVSites
+    channels: int
+    latent_size: int
+    multiple: int
+    vae_factor: int
+    scaling_factor: float
+    shift_factor: float
+
+    @property
+    def tokens(self) -> int:
+        """S, the length that every prompt is padded to."""
+        return int(self.tokenizer.model_max_length)
+
+    @property
+    def pixels(self) -> int:
+        """The default picture side."""
+        return self.latent_size * self.vae_factor
+
+    @cached_property
+    def signature(self) -> Signature:
+        return Signature(
+            self.channels, self.sites.packed_width, self.tokens, self.sites.weight.shape[1], multiple=self.multiple
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """A base model's torch modules, frozen, in evaluation mode, float32 unless asked otherwise."""
+
+    spec: BaseSpec
+    text_encoder: nn.Module
+    unet: PackedUNet
+    vae: nn.Module
+
+    def encode_text(self, ids: Tensor, extra: Tensor) -> Tensor:
+        """Text states `e [P,S,d]` of ids `[P,S]`; ids past the vocabulary are rows of `extra [E,d]` (learned tokens)."""
+        return encode_text(self.text_encoder, ids, extra)
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Latents `[B,4,h,w]` of unit scale of pictures `[B,3,H,W]` in [-1, 1]; the mean, not a draw."""
+        latents = self.vae.encode(pictures).latent_dist.mean  # type: ignore[operator]
+        return (latents - self.spec.shift_factor) * self.spec.scaling_factor  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures `[B,3,H,W]` in [-1, 1] of latents of unit scale."""
+        return self.vae.decode(latents / self.spec.scaling_factor + self.spec.shift_factor).sample  # type: ignore[operator,no-any-return]
+
+    def to(self, device: str) -> BaseModel:
+        """The same modules, moved to `device`."""
+        for module in (self.text_encoder, self.unet, self.vae):
+            module.to(device)
+        return self
+
+
+def token_table(text_encoder: nn.Module) -> tuple[str, Tensor]:
+    """The name and the value of the token embedding's weight, `[V,d]`."""
+    return next((n, p) for n, p in text_encoder.named_parameters() if n.endswith("token_embedding.weight"))
+
+
+def encode_text(text_encoder: nn.Module, ids: Tensor, extra: Tensor) -> Tensor:
+    """See `BaseModel.encode_text`. Differentiable in `extra`; the encoder itself is left alone."""
+    name, table = token_table(text_encoder)
+    extended = {name: torch.cat([table, extra.to(table.dtype)])}
+    return torch.func.functional_call(text_encoder, extended, (ids,)).last_hidden_state  # type: ignore[no-any-return]
+
+
+def load_base(source: str = BUILTIN, *, revision: str | None = None) -> BaseModel:
+    """Load a base model in float32 on the CPU. Only safetensors are read, never a pickle.
+
+    Raises:
+        BaseModelError: there is no such model, a part of it is missing, or it is not Stable-Diffusion-shaped.
+    """
+    pipeline = _pipeline(source, revision)
+    parts = [pipeline.text_encoder, pipeline.unet, pipeline.vae]
+    for module in parts:
+        module.requires_grad_(requires_grad=False).eval()
+    fingerprint = _fingerprint(parts)
+    commit = None if Path(source).exists() or source == BUILTIN else getattr(pipeline.config, "_commit_hash", None)
+    spec = _spec(pipeline, BaseEntry(id=source, fingerprint=fingerprint, commit=commit))
+    pack_unet(pipeline.unet, spec.sites)
+    return BaseModel(spec, pipeline.text_encoder, PackedUNet(pipeline.unet), pipeline.vae)
+
+
+def _pipeline(source: str, revision: str | None) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    options: dict[str, Any] = {"torch_dtype": torch.float32, "safety_checker": None, "local_files_only": False}
+    where: str | Path = source
+    if source == BUILTIN:
+        where = Path(str(files("cpserve") / "models" / "emoji64"))
+    elif source.endswith((".ckpt", ".pt", ".pth", ".bin")):
+        raise BaseModelError(
+            f"{source} is a pickle, which can run code when read", hint="use the model's .safetensors file"
+        )
+    try:
+        if str(where).endswith(".safetensors"):
+            # in Stable Diffusion's own repositories the settings lie beside the file; else diffusers asks the Hub for them
+            beside = Path(where).parent
+            options |= {"config": str(beside)} if (beside / "model_index.json").is_file() else {}
+            return StableDiffusionPipeline.from_single_file(str(where), **options)
+        options |= {"use_safetensors": True, "requires_safety_checker": False, "feature_extractor": None}
+        return StableDiffusionPipeline.from_pretrained(str(where), revision=revision, **options)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BaseModelError(
+            f"the base model {source!r} cannot be loaded: {str(error).splitlines()[0]}",
+            hint="give a diffusers folder, a Hub id of a Stable Diffusion 1.x or 2.x model, its .safetensors file, or "
+            + BUILTIN,
+        ) from error
+
+
+def _spec(pipeline: Any, entry: BaseEntry) -> BaseSpec:
+    unet, vae = pipeline.unet.config, pipeline.vae.config
+    if unet.addition_embed_type is not None or unet.in_channels != vae.latent_channels:
+        raise BaseModelError(
+            f"{entry.id} is not a plain text-to-image model of Stable Diffusion's first two generations",
+            hint="inpainting and SDXL bases are not supported yet",
+        )
+    sites = KVSites.of(pipeline.unet)
+    tokenizer = copy.deepcopy(pipeline.tokenizer)
+    return BaseSpec(
+        entry=entry,
+        tokenizer=tokenizer,
+        schedule=Schedule.from_config(dict(pipeline.scheduler.config)),
+        sites=sites,
+        channels=unet.in_channels,
+        latent_size=unet.sample_size,
+        multiple=2**pipeline.unet.num_upsamplers,
+        vae_factor=2 ** (len(vae.block_out_channels) - 1),
+        scaling_factor=vae.scaling_factor,
+        shift_factor=vae.get("shift_factor") or 0.0,
+    )
+
+
+def _fingerprint(modules: Iterable[nn.Module]) -> Fingerprint:
+    """Names and shapes in one hash, weights rounded to fp16 in the other: independent of the precision they are stored in."""
+    architecture, weights = hashlib.sha256(), hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            architecture.update(json.dumps([name, list(tensor.shape)]).encode())
+            weights.update(tensor.half().contiguous().numpy().tobytes())
+    return Fingerprint(architecture=architecture.hexdigest(), weights=weights.hexdigest())

@@ -1,0 +1,177 @@
+"""An engine bundle: a folder that holds everything needed to run one base model, compiled once for every adapter.
+
+    bundle.json                  what it is, what it was made from, the hash of every file
+    unet.onnx                    latents, timestep, kv_bank, slot -> output (`signature.py`)
+    text_encoder.onnx            ids [P,S] int64, extra [E,d] float32 -> e [P,S,d]; E may be 0
+    kv_projections.safetensors   weight [W,d], the frozen K,V projections stacked in packing order
+    vae_encoder.onnx             pictures [B,3,H,W] in [-1, 1] -> latents [B,4,h,w] of unit scale
+    vae_decoder.onnx             the way back; the VAE's scaling factor is inside both graphs
+    tokenizer/                   CLIP's tokenizer
+
+Knows how to read and verify one; does not know how one is made (`export`) or run (`engines`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from cpserve.base import BaseSpec
+from cpserve.errors import EngineError
+from cpserve.manifest import BaseEntry, FileEntry, Fingerprint, Sha256
+from cpserve.prompt_kv import KVSites, Site
+from cpserve.schedule import Schedule
+
+SCHEMA = 1
+FILE_NAME = "bundle.json"
+PROJECTIONS = "kv_projections.safetensors"
+TOKENIZER = "tokenizer"
+AGAIN = "make it again: cpserve export --onnx --out BUNDLE"
+
+_Strict = ConfigDict(frozen=True, extra="forbid", strict=True)
+_Count = Annotated[int, Field(ge=1)]
+
+
+class SiteEntry(BaseModel):
+    """A K,V site in packing order: the attention module's name and its width C."""
+
+    model_config = _Strict
+
+    name: str
+    width: _Count
+
+
+class Recipe(BaseModel):
+    """Everything that a bundle's files depend on. `modules`, `tokenizer` are hashes of configurations and vocabulary,
+    `merged` of the adapters merged into the UNet, `libraries` the versions that traced it."""
+
+    model_config = _Strict
+
+    schema_version: Annotated[int, Field(ge=1, le=SCHEMA)] = SCHEMA
+    fingerprint: Fingerprint
+    modules: Sha256
+    tokenizer: Sha256
+    merged: tuple[Sha256, ...] = ()
+    schedule: Mapping[str, JsonValue]
+    sites: tuple[SiteEntry, ...]
+    tokens: _Count
+    channels: _Count
+    latent_size: _Count
+    multiple: _Count
+    vae_factor: _Count
+    scaling_factor: float
+    shift_factor: float
+    precision: Literal["float32"] = "float32"
+    opset: _Count
+    libraries: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """The bundle's identity: equal recipes, equal keys, whatever folder the base or the bundle lies in."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class BundleManifest(BaseModel):
+    """`bundle.json`. `parity` is each graph's largest difference from torch, measured before the bundle was let out."""
+
+    model_config = _Strict
+
+    base: str
+    commit: str | None
+    key: Sha256
+    recipe: Recipe
+    parity: Mapping[str, float]
+    files: tuple[FileEntry, ...]
+
+    def write(self, root: Path) -> None:
+        (root / FILE_NAME).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A verified bundle; `spec` is what its engines share with the base model that it was made from."""
+
+    root: Path
+    manifest: BundleManifest
+    spec: BaseSpec
+
+    @property
+    def key(self) -> str:
+        return self.manifest.key
+
+    def graph(self, name: str) -> Path:
+        """The ONNX file of `unet`, `text_encoder`, `vae_encoder` or `vae_decoder`."""
+        return self.root / f"{name}.onnx"
+
+
+def read_manifest(root: Path) -> BundleManifest:
+    """What the folder says it is; its files are not looked at.
+
+    Raises:
+        EngineError: the folder is no bundle, or its `bundle.json` was changed.
+    """
+    path = root / FILE_NAME
+    try:
+        manifest = BundleManifest.model_validate_json(path.read_bytes())
+    except OSError:
+        raise EngineError(f"{root} is not an engine bundle: it has no {FILE_NAME}", hint=AGAIN) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise EngineError(f"{path} cannot be read: {where}: {first['msg']}", hint=AGAIN) from None
+    if manifest.recipe.key != manifest.key:
+        raise EngineError(f"{path} was changed after the bundle was made", hint=AGAIN)
+    return manifest
+
+
+def read_bundle(root: Path) -> Bundle:
+    """Read a bundle and verify every byte of it. Needs neither the base model nor the network.
+
+    Raises:
+        EngineError: it is no bundle, or a file is missing or not what it was; the message names the file.
+    """
+    manifest = read_manifest(root)
+    for entry in manifest.files:
+        _verify(root, entry)
+    return Bundle(root, manifest, _spec(root, manifest))
+
+
+def file_entry(root: Path, path: Path) -> FileEntry:
+    """The entry of a file below `root`."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(path=path.relative_to(root).as_posix(), size=path.stat().st_size, sha256=digest)
+
+
+def _verify(root: Path, entry: FileEntry) -> None:
+    path = root / entry.path
+    # a bundle may come from somebody else: its list of files must not lead out of its folder
+    inside = path.resolve().is_relative_to(root.resolve())
+    if not inside or not path.is_file():
+        raise EngineError(f"{path} is missing from the bundle", hint=AGAIN)
+    if path.stat().st_size != entry.size or file_entry(root, path) != entry:
+        raise EngineError(f"{path} is not the file that the bundle was made with", hint=AGAIN)
+
+
+def _spec(root: Path, manifest: BundleManifest) -> BaseSpec:
+    from safetensors.torch import load_file
+    from transformers import CLIPTokenizer
+
+    recipe = manifest.recipe
+    return BaseSpec(
+        entry=BaseEntry(id=manifest.base, fingerprint=recipe.fingerprint, commit=manifest.commit),
+        tokenizer=CLIPTokenizer.from_pretrained(root / TOKENIZER, local_files_only=True),
+        schedule=Schedule.from_config(dict(recipe.schedule)),
+        sites=KVSites(tuple(Site(s.name, s.width) for s in recipe.sites), load_file(root / PROJECTIONS)["weight"]),
+        channels=recipe.channels,
+        latent_size=recipe.latent_size,
+        multiple=recipe.multiple,
+        vae_factor=recipe.vae_factor,
+        scaling_factor=recipe.scaling_factor,
+        shift_factor=recipe.shift_factor,
+    )

@@ -1,0 +1,110 @@
+"""Engines: one compiled UNet that serves every adapter, whatever runs it.
+
+`Engine` owns lifetime and checks; the runners in `engines/` only infer. An engine is called like the torch module it stands
+for, so there is one sampler and one scorer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from cpserve.base import BUILTIN, BaseSpec, load_base
+from cpserve.errors import EngineError
+from cpserve.prompts import PromptBank
+
+
+class Engine(ABC):
+    """Runs one base model. Use it as a context manager, or call `close`. Its rows may mix prompts, adapters and timesteps."""
+
+    kind: str
+
+    def __init__(self, spec: BaseSpec) -> None:
+        self.spec = spec
+        self.signature = spec.signature
+        self._closed = False
+
+    @cached_property
+    def bank(self) -> PromptBank:
+        """The K,V of prompts seen so far."""
+        return PromptBank(self.spec, self.encode_text)
+
+    def denoise(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor) -> Tensor:
+        """The noise `eps [B,4,h,w]` in latents `[B,4,h,w]` at `timestep [B]`, row b under prompt `slot[b]` of `kv_bank [P,S,W]`.
+
+        Raises:
+            EngineError: a row is outside the signature, or the engine is closed.
+        """
+        if self._closed:
+            raise EngineError("the engine is closed", hint="open it again with open_engine()")
+        self.signature.check(latents, timestep, kv_bank, slot)
+        output = self.infer(latents, timestep, kv_bank, slot)
+        return self.spec.schedule.eps(output, latents, timestep)
+
+    @abstractmethod
+    def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor) -> Tensor:
+        """The UNet's raw output for rows that were checked."""
+
+    @abstractmethod
+    def encode_text(self, ids: Tensor, extra: Tensor) -> Tensor:
+        """Text states `[P,S,d]` of ids `[P,S]`; ids past the vocabulary are rows of `extra [E,d]`."""
+
+    @abstractmethod
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Latents of unit scale of pictures `[B,3,H,W]` in [-1, 1]."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures `[B,3,H,W]` in [-1, 1] of latents of unit scale."""
+
+    def close(self) -> None:
+        """Let go of the runner's memory. Closing twice is fine."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1)
+
+
+def open_engine(base: str = BUILTIN, *, engine: str = "auto", bundle: str | Path | None = None) -> Engine:
+    """Open the engine that serves `base`.
+
+    `auto` takes the bundle where one is given, else torch ("eager"): the same call opens the same engine everywhere.
+
+    Raises:
+        EngineError: the kind is unknown, a bundle is needed and missing or not sound, or what runs it is not installed.
+        BaseModelError: the base cannot be loaded.
+    """
+    if engine == "auto":
+        engine = "onnx" if bundle else "eager"
+    if engine == "eager":
+        from cpserve.engines.eager import EagerEngine
+
+        return EagerEngine(load_base(base))
+    if engine == "onnx":
+        from cpserve.engines.ort import OrtEngine
+
+        if bundle is None:
+            raise EngineError("the onnx engine runs a bundle", hint="make one: cpserve export --onnx --out BUNDLE")
+        return OrtEngine(Path(bundle))
+    raise EngineError(f"there is no engine {engine!r}", hint="use auto, eager or onnx")
+
+
+def on_grid(pictures: Tensor) -> Tensor:
+    """Pictures in [-1, 1] as uint8 `[B,H,W,3]`."""
+    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

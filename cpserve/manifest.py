@@ -1,0 +1,130 @@
+"""What a stored adapter version is: the one JSON document, `cpserve.json`, that defines it.
+
+Knows names, hashes and lineage. Does not know tensors (`adapter.py`) or where versions are kept (`adapter_store`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+
+from cpserve.errors import AdapterError, RefError
+
+SCHEMA = 1
+FILE_NAME = "cpserve.json"
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileEntry(_Frozen):
+    """One file of a version: path relative to its root, size in bytes, hash of its content."""
+
+    path: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    size: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+
+
+class Fingerprint(_Frozen):
+    """A base model's identity: names and shapes of its weights, and the weights rounded to fp16."""
+
+    architecture: Sha256
+    weights: Sha256
+
+
+class BaseEntry(_Frozen):
+    """The base model that an adapter was learned on: `builtin:emoji64`, a Hub id with its commit, or a folder's name."""
+
+    id: str
+    fingerprint: Fingerprint
+    commit: str | None = None
+
+
+class ConceptEntry(_Frozen):
+    """One learned concept; `since` is the version in which it was learned, `pictures` how many it was learned from."""
+
+    name: Name
+    token: str
+    class_word: str | None
+    templates: tuple[str, ...]
+    since: Annotated[int, Field(ge=0)]
+    pictures: Annotated[int, Field(ge=0)]
+
+
+class Parent(_Frozen):
+    """A version before this one, pinned by the hash of its manifest."""
+
+    version: Annotated[int, Field(ge=1)]
+    manifest_sha256: Sha256
+
+
+class Manifest(_Frozen):
+    """An adapter version. The trainer fills what it knows; the store fills `name`, `version`, `created`, `previous`, `files`.
+
+    `trained_from` is the version that learning went on from: a learned version holds everything learned before it, so
+    it can only follow that one. `previous` is the version before this one under the same name.
+    """
+
+    schema_version: Annotated[int, Field(ge=1, le=SCHEMA)] = SCHEMA
+    name: Name = "default"
+    version: Annotated[int, Field(ge=0)] = 0
+    created: str = ""
+    base: BaseEntry
+    concepts: tuple[ConceptEntry, ...]
+    method: str
+    settings: Mapping[str, JsonValue] = {}
+    metrics: Mapping[str, JsonValue] = {}
+    libraries: Mapping[str, str] = {}
+    previous: Parent | None = None
+    trained_from: Parent | None = None
+    files: tuple[FileEntry, ...] = ()
+
+    def dump(self) -> bytes:
+        """The document's bytes; equal manifests give equal bytes."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+    @property
+    def sha256(self) -> str:
+        """The hash that lineage pins."""
+        return hashlib.sha256(self.dump()).hexdigest()
+
+    @classmethod
+    def parse(cls, document: bytes) -> Manifest:
+        """Read untrusted bytes.
+
+        Raises:
+            AdapterError: not JSON, a field is missing, unknown or out of range, or the schema is newer than this program.
+        """
+        try:
+            return cls.model_validate_json(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise AdapterError(
+                f"{FILE_NAME} cannot be read: {where}: {first['msg']}",
+                hint="check that the file comes from cpserve, or upgrade cpserve if it was written by a newer one",
+            ) from None
+
+
+def check_name(name: str) -> str:
+    """The name itself, if it may name an adapter or a concept.
+
+    Raises:
+        RefError: it does not match `[a-z0-9][a-z0-9._-]{0,63}`.
+    """
+    if not re.match(NAME_PATTERN, name) or name.endswith("\n"):
+        raise RefError(
+            f"{name!r} cannot be a name",
+            ref=name,
+            hint="use up to 64 lower-case letters, digits, '.', '_' or '-', beginning with a letter or a digit",
+        )
+    return name

@@ -1,0 +1,86 @@
+"""Prompts with learned tokens, and the bank of their packed K,V.
+
+A row of the bank is keyed by what it depends on, (adapter content, prompt, scale), never by a name or a memory address.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpserve.adapter import Adapter
+from cpserve.base import BaseSpec
+
+BANK_BYTES = 1 << 30  # a prompt of Stable Diffusion 1.5 takes 7.3 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Words under an adapter; `scale` weighs its LoRA (its learned tokens stay as they are)."""
+
+    text: str
+    adapter: Adapter | None = None
+    scale: float = 1.0
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        return (self.adapter.content_hash if self.adapter else "", self.text, self.scale if self.adapter else 0.0)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], learned: Sequence[str] = ()) -> Tensor:
+    """Ids `[P,S]` int64, padded and truncated; the i-th learned token has id `vocabulary + i`, as diffusers numbers them."""
+    if learned:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_tokens(list(learned))
+    ids: Tensor = tokenizer(
+        list(texts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+@dataclass(eq=False)
+class PromptBank:
+    """Computes each prompt's packed K,V once and keeps the most recent ones, up to `BANK_BYTES` of them.
+
+    `encode_text` is an engine's: ids `[P,S]`, extra rows `[E,d]` -> e `[P,S,d]`.
+    """
+
+    spec: BaseSpec
+    encode_text: Callable[[Tensor, Tensor], Tensor]
+    _rows: OrderedDict[tuple[str, str, float], Tensor] = field(default_factory=OrderedDict)
+
+    @torch.no_grad()
+    def packed(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """The bank of this call, `[P,S,W]` float32 with P distinct prompts, and each prompt's slot `[len(prompts)]` int64.
+
+        Raises:
+            AdapterError: an adapter touches more than K,V or does not fit the base.
+        """
+        distinct = {p.key: p for p in prompts}
+        for key, prompt in distinct.items():
+            if key not in self._rows:
+                self._rows[key] = self._compute(prompt)
+            self._rows.move_to_end(key)
+        bank = torch.stack([self._rows[key] for key in distinct])
+        while len(self._rows) * bank[0].nbytes > BANK_BYTES:
+            self._rows.popitem(last=False)
+        number = {key: i for i, key in enumerate(distinct)}
+        return bank, torch.tensor([number[p.key] for p in prompts])
+
+    def _compute(self, prompt: Prompt) -> Tensor:
+        adapter = prompt.adapter
+        sites = self.spec.sites
+        if adapter is not None:
+            sites.check(adapter.lora)
+        width = sites.weight.shape[1]
+        extra = adapter.extra_rows(width) if adapter else torch.zeros(0, width)
+        ids = tokenize(self.spec.tokenizer, [prompt.text], adapter.tokens if adapter else ())
+        e = self.encode_text(ids, extra).float().cpu()
+        lora = {k: t.float() for k, t in adapter.lora.items()} if adapter else None
+        return sites.project(e, lora, prompt.scale)[0]

@@ -1,0 +1,61 @@
+"""Diffusion-classifier scores: which prompt explains a picture's noise best (Li et al., ICCV 2023).
+
+`error[i] = E_{t,eps} || eps - eps_theta(x_t, t, c_i) ||^2`, summed over elements, with the same (t, eps) for every label; the
+scores are `softmax(-error / tau)`. One implementation for training (with gradients) and for `classify`.
+Shapes: `x0 [B,4,h,w]`, labels along the last axis: `errors [B,N]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cpserve.schedule import Schedule
+
+DenoiseSlots = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One (t, eps) for each picture: `t [B]` float32, `noise [B,4,h,w]`."""
+
+    t: Tensor
+    noise: Tensor
+
+
+def draws(seed: int, count: int, shape: tuple[int, ...], low: float, high: float) -> list[Draw]:
+    """`count` draws for a picture of `shape [4,h,w]`: timesteps stratified over `[low, high)`, noise in antithetic pairs."""
+    generator = torch.Generator().manual_seed(seed)
+    made: list[Draw] = []
+    for i in range(count):
+        t = low + (high - low) * (i + float(torch.rand((), generator=generator))) / count
+        noise = -made[-1].noise if i % 2 else torch.randn((1, *shape), generator=generator)
+        made.append(Draw(torch.tensor([float(int(t))]), noise))
+    return made
+
+
+def errors(denoise: DenoiseSlots, schedule: Schedule, x0: Tensor, draw: Draw, slots: Tensor) -> Tensor:
+    """Squared errors `[B,N]` of pictures `x0 [B,4,h,w]` under the labels in `slots [N]`, one call for all rows."""
+    count, labels = len(x0), len(slots)
+    xt = schedule.add_noise(x0, draw.noise, draw.t)
+    rows = [x.repeat_interleave(labels, 0) for x in (xt, draw.t, draw.noise.expand_as(x0))]
+    eps = denoise(rows[0], rows[1], slots.repeat(count))
+    return (rows[2] - eps).pow(2).flatten(1).sum(1).view(count, labels)
+
+
+def log_scores(error: Tensor, tau: float) -> Tensor:
+    """`log p(c_i | x)` `[B,N]`: log-softmax of `-error / tau`. Sums to one; the order of labels does not matter."""
+    return torch.log_softmax(-error / tau, dim=-1)
+
+
+def temperature(error: Tensor) -> float:
+    """tau from the data: the median absolute gap between two labels' errors, over all pairs and pictures.
+
+    With errors summed over elements a fixed temperature makes scores flat or one-hot.
+    """
+    gaps = (error.unsqueeze(-1) - error.unsqueeze(-2)).abs()
+    upper = torch.triu(torch.ones(error.shape[-1], error.shape[-1], dtype=torch.bool), diagonal=1)
+    return max(float(gaps[..., upper].median()), 1e-6)

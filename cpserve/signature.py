@@ -1,0 +1,90 @@
+"""The engine contract in one table: every compiled UNet takes these inputs and gives this output.
+
+Letters: `B` rows of the batch, `h, w` latent height and width, `P` distinct prompts of the call, `S` tokens of a prompt,
+`W` the packed width (see `prompt_kv`). Exporters, runners and tests read this table; nobody types a name twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cpserve.errors import EngineError
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: a letter is a free axis, a number a fixed one."""
+
+    name: str
+    axes: tuple[str | int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The contract of one base model's UNet. `multiple` divides every latent side, as each of the UNet's levels halves it;
+    `sizes` are the latent sides that an engine admits (None: any)."""
+
+    channels: int
+    packed_width: int
+    tokens: int
+    text_width: int
+    multiple: int = 1
+    max_batch: int | None = None
+    sizes: tuple[int, ...] | None = None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return (
+            TensorSpec("latents", ("B", self.channels, "h", "w"), "float32"),
+            TensorSpec("timestep", ("B",), "float32"),
+            TensorSpec("kv_bank", ("P", self.tokens, self.packed_width), "float32"),
+            TensorSpec("slot", ("B",), "int64"),
+        )
+
+    @property
+    def output(self) -> TensorSpec:
+        return TensorSpec("output", ("B", self.channels, "h", "w"), "float32")
+
+    def check(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor) -> None:
+        """Refuse rows outside the contract before an engine sees them.
+
+        Raises:
+            EngineError: a rank, fixed axis, dtype, batch, size or slot is outside the table.
+        """
+        free: dict[str, int] = {}
+        for spec, given in zip(self.inputs, (latents, timestep, kv_bank, slot), strict=True):
+            expected = tuple(free.get(a, a) if isinstance(a, str) else a for a in spec.axes)
+            fits = given.ndim == len(expected) and all(
+                isinstance(e, str) or e == g for e, g in zip(expected, given.shape, strict=True)
+            )
+            if not fits or str(given.dtype) != f"torch.{spec.dtype}":
+                raise EngineError(
+                    f"{spec.name} is {given.dtype} {list(given.shape)}, the engine takes {spec.dtype} {list(expected)}",
+                    hint="rows of one call share their picture size; timesteps and slots are one number a row",
+                )
+            free |= {a: g for a, g in zip(spec.axes, given.shape, strict=True) if isinstance(a, str)}
+        self._check_ranges(free, slot)
+
+    def _check_ranges(self, free: dict[str, int], slot: Tensor) -> None:
+        if free["B"] and not (0 <= int(slot.min()) and int(slot.max()) < free["P"]):
+            raise EngineError(
+                f"a slot lies outside the bank of {free['P']} prompts", hint="slots count from 0 to P - 1"
+            )
+        if self.max_batch is not None and free["B"] > self.max_batch:
+            raise EngineError(
+                f"{free['B']} rows, the engine was compiled for at most {self.max_batch}",
+                hint=f"split the call, or export with --batch 1:{self.max_batch}:{free['B']}",
+            )
+        if free["h"] % self.multiple or free["w"] % self.multiple:
+            raise EngineError(
+                f"latents of {free['h']}x{free['w']}, the UNet takes sides that are multiples of {self.multiple}",
+                hint="round the picture size up or down to the next size that fits",
+            )
+        if self.sizes is not None and not {free["h"], free["w"]} <= set(self.sizes):
+            raise EngineError(
+                f"latents of {free['h']}x{free['w']}, the engine was compiled for {', '.join(map(str, self.sizes))}",
+                hint="generate at a size that the bundle holds, or export again with the sizes you need",
+            )

@@ -1,0 +1,174 @@
+"""Torch modules in, ONNX files out: the UNet with its packed K,V, and the text encoder and VAE beside it.
+
+Knows how to trace; does not know what a bundle is (`build.py`). Every graph is float32 and takes any batch, picture size
+and number of prompts. VAE graphs speak latents of unit scale, as `BaseModel` does, so that no runner can scale them wrongly.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from cpserve.base import BaseModel
+
+OPSET = 20  # the last one that ONNX Runtime's CPU kernels cover entirely
+Axes = dict[int, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """One ONNX file to be: the torch module that it stands for, an example of its inputs by name, their free axes."""
+
+    name: str
+    what: str
+    module: nn.Module
+    example: dict[str, Tensor]
+    free: tuple[Axes, ...]
+    output: str
+
+
+class _Call(nn.Module):
+    """A method of `BaseModel` as a module, with the `parts` that it uses registered, so that the tracer finds their weights."""
+
+    def __init__(self, function: Callable[..., Tensor], *parts: nn.Module | None) -> None:
+        super().__init__()
+        self.function = function
+        self.parts = nn.ModuleList(part for part in parts if part is not None)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+def graphs(base: BaseModel) -> tuple[Graph, ...]:
+    """The four graphs of a base model."""
+    return (_unet(base), _text_encoder(base), *_vae(base))
+
+
+# Axes of an example differ from each other and are more than one, else the tracer takes them for equal or constant.
+
+
+def _unet(base: BaseModel) -> Graph:
+    spec = base.spec
+    example = (
+        torch.zeros(3, spec.channels, 2 * spec.multiple, 3 * spec.multiple),
+        torch.tensor([1.0, 250.0, 700.0]),
+        torch.zeros(2, spec.tokens, spec.sites.packed_width),
+        torch.tensor([1, 0, 1]),
+    )
+    rows = Dim("B")
+    free: tuple[Axes, ...] = ({0: rows} | _sides(spec.multiple), {0: rows}, {0: Dim("P")}, {0: rows})
+    names = [tensor.name for tensor in spec.signature.inputs]
+    return Graph(
+        "unet",
+        "the UNet, one for every adapter",
+        base.unet,
+        dict(zip(names, example, strict=True)),
+        free,
+        spec.signature.output.name,
+    )
+
+
+def _text_encoder(base: BaseModel) -> Graph:
+    spec = base.spec
+    example = {
+        "ids": torch.zeros(2, spec.tokens, dtype=torch.int64),
+        "extra": torch.zeros(3, spec.sites.weight.shape[1]),
+    }
+    module = _Call(base.encode_text, base.text_encoder)
+    return Graph(
+        "text_encoder", "the text encoder, with rows for learned tokens", module, example, ({0: Dim("P")}, {0: Dim("E")}), "e"
+    )
+
+
+def _vae(base: BaseModel) -> tuple[Graph, Graph]:
+    spec, vae = base.spec, base.vae
+    latents = torch.zeros(3, spec.channels, 4, 6)
+    pictures = torch.zeros(3, 3, 4 * spec.vae_factor, 6 * spec.vae_factor)
+    rows = {0: Dim("B")}
+    encode = _Call(base.encode_pictures, vae.encoder, vae.quant_conv)  # type: ignore[arg-type]
+    decode = _Call(base.decode, vae.decoder, vae.post_quant_conv)  # type: ignore[arg-type]
+    return (
+        Graph(
+            "vae_encoder", "pictures to latents", encode, {"pictures": pictures}, (rows | _sides(spec.vae_factor),), "latents"
+        ),
+        Graph("vae_decoder", "latents to pictures", decode, {"latents": latents}, (rows | _sides(1),), "pictures"),
+    )
+
+
+def _sides(multiple: int) -> Axes:
+    """Height and width, free in steps of `multiple`: said to the tracer, it keeps floor divisions out of the graph."""
+    h, w = Dim("h"), Dim("w")
+    return {2: multiple * h, 3: multiple * w} if multiple > 1 else {2: h, 3: w}
+
+
+def write_graph(graph: Graph, folder: Path) -> None:
+    """Trace and save `<name>.onnx`. Weights past 1.5 GiB go to a file beside it, since protobuf ends at 2 GiB."""
+    shapes: tuple[Any, ...] = graph.free
+    if isinstance(graph.module, _Call):
+        shapes = (shapes,)  # the tracer sees one argument, `*inputs`
+    with _plain_upsampling(graph.module), _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            graph.module,
+            tuple(graph.example.values()),
+            input_names=list(graph.example),
+            output_names=[graph.output],
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    if program is None:
+        raise RuntimeError("torch.onnx.export(dynamo=True) returns a program")
+    # the exporter notes on every node where in its Python sources it came from: a quarter of a small file, and private
+    ClearMetadataAndDocStringPass()(program.model)
+    program.save(str(folder / f"{graph.name}.onnx"))
+
+
+@contextmanager
+def _plain_upsampling(module: nn.Module) -> Iterator[None]:
+    """Upsampling without diffusers' two branches on size, which would bound the batch at 63 in the traced graph.
+
+    The branches only choose a memory layout; ONNX has none.
+    """
+    from diffusers.models.upsampling import Upsample2D
+
+    plain = [m for m in module.modules() if isinstance(m, Upsample2D) and m.interpolate and m.use_conv and m.norm is None]
+    plain = [m for m in plain if m.name == "conv" and not m.use_conv_transpose]
+    for upsample in plain:
+        upsample.forward = MethodType(_upsample, upsample)
+    try:
+        yield
+    finally:
+        for upsample in plain:
+            del upsample.forward
+
+
+def _upsample(self: Any, hidden_states: Tensor, _output_size: None = None) -> Tensor:
+    doubled = nn.functional.interpolate(hidden_states, scale_factor=2.0, mode="nearest")
+    return self.conv(doubled)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on libraries that are not installed and on its own deprecations."""
+    logger = logging.getLogger("torch.onnx._internal.exporter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,47 @@
+"""The foreign judge: plain diffusers, which knows nothing of `cpserve`, on the same folder and the same adapter files."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from cpserve.adapter import WEIGHTS, Adapter
+
+
+@cache
+def pipeline(folder: Path, adapter: Adapter | None = None) -> Any:
+    """diffusers' pipeline with the adapter's files loaded by diffusers' own loaders."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    if adapter is not None:
+        with tempfile.TemporaryDirectory() as place:
+            for name, content in adapter.files().items():
+                path = Path(place) / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
+            pipe.load_lora_weights(place, weight_name=WEIGHTS)
+            for embedding in sorted((Path(place) / "embeddings").iterdir()):
+                pipe.load_textual_inversion(embedding)
+    return pipe
+
+
+@torch.no_grad()
+def unet_row(folder: Path, adapter: Adapter | None, text: str, z: Tensor, t: Tensor, scale: float = 1.0) -> Tensor:
+    """The UNet's output `[4,h,w]` for one row: latents `z [4,h,w]`, timestep `t []`."""
+    pipe = pipeline(folder, adapter)
+    e, _ = pipe.encode_prompt(text, "cpu", 1, do_classifier_free_guidance=False)
+    options = {"cross_attention_kwargs": {"scale": scale}} if adapter else {}
+    return pipe.unet(z[None], t, e, **options).sample[0]
+
+
+def draw(folder: Path, adapter: Adapter | None, text: str, z: Tensor, sampler: type, steps: int, guidance: float) -> Tensor:
+    """Latents `[1,4,h,w]` as the whole pipeline draws them from the noise `z`."""
+    pipe = pipeline(folder, adapter)
+    pipe.scheduler = sampler.from_config(pipe.scheduler.config)
+    return pipe(text, latents=z, num_inference_steps=steps, guidance_scale=guidance, output_type="latent").images

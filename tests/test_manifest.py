@@ -1,0 +1,89 @@
+"""Laws of the manifest: a document is its bytes, and untrusted bytes are a manifest or an error with a hint."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapter_store.store import Store
+from cpserve.errors import CpserveError
+from cpserve.manifest import BaseEntry, ConceptEntry, FileEntry, Fingerprint, Manifest, Parent
+
+LAW = settings(max_examples=200, derandomize=True, deadline=None)
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=5,
+)
+names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
+hashes = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
+parents = st.none() | st.builds(Parent, version=st.integers(1, 99), manifest_sha256=hashes)
+manifests = st.builds(
+    Manifest,
+    name=names,
+    version=st.integers(0, 99),
+    created=text,
+    base=st.builds(
+        BaseEntry, id=text, fingerprint=st.builds(Fingerprint, architecture=hashes, weights=hashes), commit=text
+    ),
+    concepts=st.lists(
+        st.builds(
+            ConceptEntry,
+            name=names,
+            token=text,
+            class_word=st.none() | text,
+            templates=st.lists(text, max_size=2).map(tuple),
+            since=st.integers(0, 9),
+            pictures=st.integers(0, 200),
+        ),
+        max_size=2,
+    ).map(tuple),
+    method=text,
+    settings=st.dictionaries(text, json, max_size=3),
+    metrics=st.dictionaries(text, json, max_size=3),
+    libraries=st.dictionaries(text, text, max_size=2),
+    previous=parents,
+    trained_from=parents,
+    files=st.lists(
+        st.builds(FileEntry, path=text.filter(bool), size=st.integers(0, 2**40), sha256=hashes), max_size=2
+    ).map(tuple),
+)
+
+
+@LAW
+@given(manifest=manifests)
+def test_a_manifest_is_its_document(manifest):
+    """Any manifest reads back equal from its bytes, and gives the same bytes and hash again."""
+    again = Manifest.parse(manifest.dump())
+    assert again == manifest
+    assert again.dump() == manifest.dump()
+    assert again.sha256 == manifest.sha256
+
+
+@LAW
+@given(manifest=manifests, place=st.integers(0), value=st.integers(0, 255), cut=st.integers(0))
+def test_a_damaged_manifest_raises_nothing_but_our_own_errors(manifest, place, value, cut):
+    """Any change to a document's bytes gives a manifest or a CpserveError, never another exception."""
+    document = bytearray(manifest.dump())
+    document[place % len(document)] = value
+    try:
+        Manifest.parse(bytes(document[: len(document) - cut % 3]))
+    except CpserveError as error:
+        hint = error.hint
+    else:
+        hint = "none is needed"
+    assert hint
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(manifest=manifests)
+def test_the_store_changes_only_what_is_its_own_in_any_draft(tmp_path_factory, manifest):
+    """Whatever the trainer says is stored as said."""
+    store = Store(tmp_path_factory.mktemp("any"))
+    stored = store.commit(manifest.name, {"a": b"1"}, manifest, expected_head=0).manifest
+    own = {"name", "version", "created", "previous", "files", "concepts"}
+    assert stored.model_dump(exclude=own) == manifest.model_dump(exclude=own)
+    assert [c.since for c in stored.concepts] == [c.since or 1 for c in manifest.concepts]
+    assert store.verify() == []

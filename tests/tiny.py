@@ -1,0 +1,151 @@
+"""Stable-Diffusion-shaped pipelines at reduced width, with seeded random weights, as ordinary diffusers folders.
+
+The configurations are those of Stable Diffusion 1.5 and 2.1 except for widths, the
+text encoder's depth and vocabulary, and that the second one has two levels in place of four.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from cpserve.adapter import Adapter
+from cpserve.base import BaseSpec
+from cpserve.manifest import ConceptEntry, Manifest
+
+WORDS = ("a", "photo", "of", "dog", "cat", "red", "bowl", "on", "the", "moon")
+RANK = 4
+LATENT_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What tells one generation of Stable Diffusion from another."""
+
+    prediction: str
+    text_width: int
+    activation: str
+    widths: tuple[int, ...]
+    unet: dict[str, Any] = field(default_factory=dict)
+    scheduler: type = PNDMScheduler
+
+
+SD15 = Shape("epsilon", 32, "quick_gelu", (32, 64, 64, 64), {"attention_head_dim": 8})
+SD21 = Shape(
+    "v_prediction",
+    48,
+    "gelu",
+    (32, 64),
+    {
+        "attention_head_dim": [2, 4],
+        "use_linear_projection": True,
+        "upcast_attention": True,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    },
+    DDIMScheduler,
+)
+
+
+def write_tokenizer(folder: Path) -> int:
+    """A CLIP tokenizer that knows letters and `WORDS`, in CLIP's own two files; how many ids it has."""
+    folder.mkdir(parents=True)
+    letters = [chr(c) for c in range(33, 127)]
+    vocabulary = letters + [f"{letter}</w>" for letter in letters]
+    merges = []
+    for word in WORDS:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            merges.append(f"{parts[0]} {parts[1]}")
+            parts[:2] = [parts[0] + parts[1]]
+            vocabulary.append(parts[0])
+    vocabulary = [*dict.fromkeys(vocabulary), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *dict.fromkeys(merges)]) + "\n")
+    settings = {"model_max_length": 77, "pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return len(vocabulary)
+
+
+def write_pipeline(folder: Path, shape: Shape, *, seed: int = 0, scaling_factor: float = 0.18215) -> Path:
+    """The diffusers folder of a pipeline of this shape; the same seed gives the same weights."""
+    vocabulary = write_tokenizer(folder / "tokenizer")
+    levels = len(shape.widths)
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        block_out_channels=shape.widths,
+        layers_per_block=1,
+        cross_attention_dim=shape.text_width,
+        **shape.unet,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16,) * levels,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=4,
+        sample_size=LATENT_SIZE << (levels - 1),
+        scaling_factor=scaling_factor,
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=shape.text_width,
+            intermediate_size=2 * shape.text_width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            hidden_act=shape.activation,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
+            pad_token_id=vocabulary - 1,
+        )
+    )
+    # fresh CLIP weights are so small that every prompt reads the same; learned ones are not
+    for parameter in text_encoder.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        unet=unet,
+        scheduler=shape.scheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            set_alpha_to_one=False,
+            prediction_type=shape.prediction,
+            **({"clip_sample": False} if shape.scheduler is DDIMScheduler else {"skip_prk_steps": True}),
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_adapter(spec: BaseSpec, seed: int, tokens: tuple[str, ...] = ("<dog>",)) -> Adapter:
+    """An adapter on every K,V projection whose factors are random and not zero, and a random embedding a token."""
+    draw = torch.Generator().manual_seed(seed)
+    d = spec.sites.weight.shape[1]
+    lora: dict[str, Tensor] = {}
+    for site, projection, _ in spec.sites.parts:
+        lora[site.key(projection, "A")] = 0.2 * torch.randn(RANK, d, generator=draw)
+        lora[site.key(projection, "B")] = 0.2 * torch.randn(site.width, RANK, generator=draw)
+    embeddings = {token: torch.randn(d, generator=draw) for token in tokens}
+    concepts = tuple(
+        ConceptEntry(
+            name=token.strip("<>"), token=token, class_word=None, templates=("a photo of {}",), since=1, pictures=4
+        )
+        for token in tokens
+    )
+    return Adapter(Manifest(base=spec.entry, concepts=concepts, method="random"), lora, embeddings)

@@ -1,0 +1,102 @@
+"""A run on disk: what is being learned, its latents, and the last state, so that a killed run goes on bit for bit.
+
+The folder holds latents of the user's pictures and is deleted when the version is committed: pictures are not kept.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, JsonValue
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cpserve.errors import TrainingError
+from cpserve.manifest import ConceptEntry, Fingerprint
+
+
+class Run(BaseModel):
+    """What is being learned; a resumed run must ask for the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    concept: ConceptEntry
+    settings: dict[str, JsonValue]
+    base: Fingerprint
+    start: str
+    """The content hash of the adapter that learning went on from."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """The files of one run. All writes go to a neighbour first and are renamed into place."""
+
+    folder: Path
+
+    @property
+    def run_file(self) -> Path:
+        return self.folder / "run.json"
+
+    def exists(self) -> bool:
+        """Whether an unfinished run stands here."""
+        return self.run_file.exists()
+
+    def read_run(self) -> Run:
+        """The unfinished run.
+
+        Raises:
+            TrainingError: there is none, or its file cannot be read.
+        """
+        try:
+            return Run.model_validate_json(self.run_file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise TrainingError("there is no unfinished run to resume", hint="run the same command without --resume") from error
+
+    def begin(self, run: Run, latents: Tensor) -> None:
+        """Lay down a new run; `run.json` comes last, so a run that exists is complete."""
+        self.delete()
+        self.folder.mkdir(parents=True)
+        self._save(self.folder / "latents.safetensors", {"latents": latents})
+        temporary = self.folder / "run.json.partial"
+        temporary.write_text(run.model_dump_json(indent=1))
+        temporary.replace(self.run_file)
+
+    def latents(self) -> Tensor:
+        """The cached latents."""
+        return load_file(self.folder / "latents.safetensors")["latents"]
+
+    def save_state(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Keep the state after `step` steps."""
+        self._save(self.folder / "state.safetensors", {**tensors, "step": torch.tensor(step)})
+
+    def load_state(self) -> tuple[dict[str, Tensor], int]:
+        """The last state kept and its step; `({}, 0)` where none was."""
+        path = self.folder / "state.safetensors"
+        if not path.exists():
+            return {}, 0
+        tensors = load_file(path)
+        return tensors, int(tensors.pop("step"))
+
+    def delete(self) -> None:
+        """Remove the run: `run.json` first, so that a half-removed run is no run."""
+        self.run_file.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _save(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        partial = path.with_name(path.name + ".partial")
+        try:
+            save_file({k: t.detach().contiguous() for k, t in tensors.items()}, partial)
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise TrainingError(
+                f"the training state cannot be written to {self.folder}: {error.strerror or error}",
+                hint="free some disk space, then run the same command with --resume",
+                state=str(self.folder),
+            ) from error

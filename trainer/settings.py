@@ -1,0 +1,84 @@
+"""How a concept is learned: every number, its unit and where it comes from. Saved in the manifest of what it made."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from cpserve.errors import TrainingError
+
+METHODS = ("none", "ewc-dc", "null-space")
+
+TEMPLATES = (
+    "a photo of {}",
+    "a picture of {}",
+    "a drawing of {}",
+    "an emoji of {}",
+    "{}",
+    "a photo of {} on a white background",
+    "a picture of {} on a green background",
+    "a photo of {} on a red background",
+    "a drawing of {} on a blue background",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Defaults fit the built-in base on two CPU cores. Marks as in docs/METHOD.md: [F] the paper, [O] our own choice."""
+
+    method: str = "null-space"
+    """One of METHODS."""
+    rank: int = 16
+    """Rank r of the K,V factors of one concept; alpha == r."""
+    steps: int = 300
+    """Optimiser steps a concept."""
+    batch: int = 16
+    """Rows a step."""
+    factor_rate: float = 2e-3
+    """AdamW's rate for the factors A and B."""
+    token_rate: float = 1e-2
+    """AdamW's rate for the learned token."""
+    warm_up: int = 20
+    """Steps over which the rate rises; then it falls to zero along a cosine."""
+    variants: int = 32
+    """Crops and flips of each picture, made and encoded once."""
+    seed: int = 0
+    """Of everything random: the same seed, pictures and threads give the same adapter, bit for bit."""
+    ewc_lambda: float = 1e4
+    """EWC's weight of the quadratic penalty [F: the term; O: the value]."""
+    fisher_draws: int = 64
+    """Draws of (picture, timestep, noise) for the Fisher information [O]."""
+    fisher_decay: float = 1.0
+    """Online EWC's gamma, `F <- gamma F + F_new` [O]."""
+    dc_delta: float = 1.0
+    """EWC-DC's weight of the diffusion-classifier terms in the Fisher's loss [O]."""
+    dc_concepts: int = 5
+    """Seen concepts that a draw compares with, k [F]."""
+    null_energy: float = 1e-3
+    """Null space: the largest share of a protected prompt's state that may lie outside the basis [O]."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise TrainingError(f"there is no method {self.method!r}", hint=f"use one of {', '.join(METHODS)}")
+        for name in ("rank", "steps", "batch", "variants", "fisher_draws"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}", hint=f"{name} counts from 1")
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Settings:
+        """From a configuration file's table.
+
+        Raises:
+            TrainingError: a key is unknown or has another type than its default.
+        """
+        kinds = {f.name: type(f.default) for f in fields(cls)}
+        for key, value in values.items():
+            if key not in kinds:
+                raise TrainingError(f"there is no setting {key!r}", hint=f"settings are {', '.join(kinds)}")
+            if type(value) not in {kinds[key], int if kinds[key] is float else kinds[key]}:
+                raise TrainingError(f"{key} is {value!r}", hint=f"{key} is a {kinds[key].__name__}")
+        return cls(**{key: kinds[key](value) for key, value in values.items()})
+
+    def dump(self) -> dict[str, Any]:
+        """As plain values, for the manifest."""
+        return asdict(self)

@@ -33,6 +33,7 @@ class Store:
         if root is None:
             home = os.environ.get("CPSERVE_HOME")
             root = Path(home) if home else Path.home() / ".local" / "share" / "cpserve"
+        self.root = root
         self._local = LocalStore(root)
 
     def names(self) -> list[str]:

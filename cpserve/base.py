@@ -30,8 +30,10 @@ BUILTIN = "builtin:emoji64"
 
 @dataclass(frozen=True, eq=False)
 class BaseSpec:
-    """What all engines of one base share. `vae_factor` is pixels per latent, `latent_size` the default latent side,
-    `multiple` what every latent side is a multiple of."""
+    """What all engines of one base share.
+
+    `vae_factor` is pixels per latent, `latent_size` the default latent side, `multiple` divides every latent side.
+    """
 
     entry: BaseEntry
     tokenizer: Any
@@ -134,7 +136,7 @@ def _pipeline(source: str, revision: str | None) -> Any:
         )
     try:
         if str(where).endswith(".safetensors"):
-            # in Stable Diffusion's own repositories the settings lie beside the file; else diffusers asks the Hub for them
+            # Stable Diffusion's own repositories hold the settings beside the file; else diffusers asks the Hub
             beside = Path(where).parent
             options |= {"config": str(beside)} if (beside / "model_index.json").is_file() else {}
             return StableDiffusionPipeline.from_single_file(str(where), **options)
@@ -143,8 +145,8 @@ def _pipeline(source: str, revision: str | None) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BaseModelError(
             f"the base model {source!r} cannot be loaded: {str(error).splitlines()[0]}",
-            hint="give a diffusers folder, a Hub id of a Stable Diffusion 1.x or 2.x model, its .safetensors file, or "
-            + BUILTIN,
+            hint=f"give {BUILTIN}, a diffusers folder, a Hub id of a Stable Diffusion 1.x or 2.x model, or its .safetensors "
+            "file (offline: with the repository's model_index.json and settings beside it)",
         ) from error
 
 

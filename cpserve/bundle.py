@@ -47,8 +47,11 @@ class SiteEntry(BaseModel):
 
 
 class Recipe(BaseModel):
-    """Everything that a bundle's files depend on. `modules`, `tokenizer` are hashes of configurations and vocabulary,
-    `merged` of the adapters merged into the UNet, `libraries` the versions that traced it."""
+    """Everything that a bundle's files depend on.
+
+    `modules`, `tokenizer` are hashes of configurations and vocabulary, `merged` of the adapters merged into the UNet,
+    `libraries` the versions that traced it.
+    """
 
     model_config = _Strict
 

@@ -30,7 +30,7 @@ class Schedule:
         """From a diffusers scheduler configuration.
 
         Raises:
-            BaseModelError: the UNet predicts something other than the noise or v.
+            BaseModelError: the UNet predicts something other than the noise or v, or the last step leaves no signal.
         """
         from diffusers import DDPMScheduler
 
@@ -40,7 +40,13 @@ class Schedule:
                 f"the base model predicts {prediction!r}",
                 hint=f"use a base that predicts one of {', '.join(PREDICTIONS)}",
             )
-        return cls(DDPMScheduler.from_config(config).alphas_cumprod.float(), prediction, dict(config))
+        abar = DDPMScheduler.from_config(config).alphas_cumprod.float()
+        if abar[-1] < 1e-6:
+            raise BaseModelError(
+                "the base model's schedule ends with no signal left (zero terminal SNR)",
+                hint="use a base trained on Stable Diffusion's ordinary schedule",
+            )
+        return cls(abar, prediction, dict(config))
 
     @property
     def steps(self) -> int:

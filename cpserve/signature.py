@@ -24,8 +24,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """The contract of one base model's UNet. `multiple` divides every latent side, as each of the UNet's levels halves it;
-    `sizes` are the latent sides that an engine admits (None: any)."""
+    """The contract of one base model's UNet.
+
+    `multiple` divides every latent side, since each of the UNet's levels halves it; `sizes` are the latent sides that an
+    engine admits (None: any).
+    """
 
     channels: int
     packed_width: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -102,7 +101,8 @@ def _action(out: Path, recipe: Recipe) -> Literal["build", "replace", "up to dat
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return "build"
     refusal = EngineError(
-        f"{out} holds something other than an engine bundle, and is left alone", hint="choose another --out, or delete it"
+        f"{out} holds something other than an engine bundle, and is left alone",
+        hint="choose another --out, or delete it",
     )
     try:
         manifest = read_manifest(out)
@@ -171,7 +171,9 @@ def _version(library: str) -> str:
     try:
         return version(library)
     except PackageNotFoundError:
-        raise EngineError(f"exporting needs {library}, which is not installed", hint="pip install 'cpserve[cpu]'") from None
+        raise EngineError(
+            f"exporting needs {library}, which is not installed", hint="pip install 'cpserve[cpu]'"
+        ) from None
 
 
 def _build(plan: Plan, root: Path, progress: Progress) -> Bundle:

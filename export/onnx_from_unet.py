@@ -1,7 +1,7 @@
 """Torch modules in, ONNX files out: the UNet with its packed K,V, and the text encoder and VAE beside it.
 
-Knows how to trace; does not know what a bundle is (`build.py`). Every graph is float32 and takes any batch, picture size
-and number of prompts. VAE graphs speak latents of unit scale, as `BaseModel` does, so that no runner can scale them wrongly.
+Knows how to trace; does not know what a bundle is (`build.py`). Every graph is float32 and takes any batch, picture
+size and number of prompts. VAE graphs speak latents of unit scale, as `BaseModel` does: no runner can scale them wrongly.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Graph:
 
 
 class _Call(nn.Module):
-    """A method of `BaseModel` as a module, with the `parts` that it uses registered, so that the tracer finds their weights."""
+    """A method of `BaseModel` as a module; the `parts` that it uses are registered, for the tracer to find."""
 
     def __init__(self, function: Callable[..., Tensor], *parts: nn.Module | None) -> None:
         super().__init__()
@@ -86,7 +86,12 @@ def _text_encoder(base: BaseModel) -> Graph:
     }
     module = _Call(base.encode_text, base.text_encoder)
     return Graph(
-        "text_encoder", "the text encoder, with rows for learned tokens", module, example, ({0: Dim("P")}, {0: Dim("E")}), "e"
+        "text_encoder",
+        "the text encoder, with rows for learned tokens",
+        module,
+        example,
+        ({0: Dim("P")}, {0: Dim("E")}),
+        "e",
     )
 
 
@@ -99,7 +104,12 @@ def _vae(base: BaseModel) -> tuple[Graph, Graph]:
     decode = _Call(base.decode, vae.decoder, vae.post_quant_conv)  # type: ignore[arg-type]
     return (
         Graph(
-            "vae_encoder", "pictures to latents", encode, {"pictures": pictures}, (rows | _sides(spec.vae_factor),), "latents"
+            "vae_encoder",
+            "pictures to latents",
+            encode,
+            {"pictures": pictures},
+            (rows | _sides(spec.vae_factor),),
+            "latents",
         ),
         Graph("vae_decoder", "latents to pictures", decode, {"latents": latents}, (rows | _sides(1),), "pictures"),
     )
@@ -144,7 +154,9 @@ def _plain_upsampling(module: nn.Module) -> Iterator[None]:
     """
     from diffusers.models.upsampling import Upsample2D
 
-    plain = [m for m in module.modules() if isinstance(m, Upsample2D) and m.interpolate and m.use_conv and m.norm is None]
+    plain = [
+        m for m in module.modules() if isinstance(m, Upsample2D) and m.interpolate and m.use_conv and m.norm is None
+    ]
     plain = [m for m in plain if m.name == "conv" and not m.use_conv_transpose]
     for upsample in plain:
         upsample.forward = MethodType(_upsample, upsample)

@@ -13,9 +13,8 @@ import torch
 
 from cpserve.base import BaseModel, load_base
 from cpserve.engines.eager import EagerEngine
-from tests.tiny import SD15, SD21, write_pipeline
-
-SHAPES = {"sd15": SD15, "sd21": SD21}
+from export.build import export_onnx
+from tests.tiny import SHAPES, write_pipeline
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,6 +44,13 @@ def shape(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def base(bases: dict[str, BaseModel], shape: str) -> BaseModel:
     return bases[shape]
+
+
+@pytest.fixture(scope="session")
+def bundles(bases: dict[str, BaseModel], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The bases as engine bundles; tests copy one before they change it."""
+    root = tmp_path_factory.mktemp("bundles")
+    return {name: export_onnx(base, root / name).root for name, base in bases.items()}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""diffusers' names turned back into those of the original Stable Diffusion checkpoints, to test reading a single file."""
+"""Names of diffusers turned back into those of the original Stable Diffusion checkpoints, to test reading one file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _replace(key: str, names: dict[str, str]) -> str:
 
 def _unet_name(key: str, unet: Any) -> str:
     layers, names = unet.config.layers_per_block, dict(_UNET)
-    for i, (down, up) in enumerate(zip(unet.down_blocks, unet.up_blocks, strict=True)):
+    for i, up in enumerate(unet.up_blocks):
         for j in range(layers):
             names[f"down_blocks.{i}.resnets.{j}"] = f"input_blocks.{(layers + 1) * i + j + 1}.0"
             names[f"down_blocks.{i}.attentions.{j}"] = f"input_blocks.{(layers + 1) * i + j + 1}.1"
@@ -59,7 +59,6 @@ def _unet_name(key: str, unet: Any) -> str:
         names[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{(layers + 1) * (i + 1)}.0.op"
         place = 2 if hasattr(up, "attentions") else 1
         names[f"up_blocks.{i}.upsamplers.0"] = f"output_blocks.{(layers + 1) * i + layers}.{place}"
-        del down
     key = _replace(key, _RESNET) if ".resnets." in key else key
     return _replace(key, names)
 

@@ -1,4 +1,4 @@
-"""The foreign judge: plain diffusers, which knows nothing of `cpserve`, on the same folder and the same adapter files."""
+"""The foreign judge: plain diffusers, which knows nothing of `cpserve`, on the same folder and adapter files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def pipeline(folder: Path, adapter: Adapter | None = None) -> Any:
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(content)
             pipe.load_lora_weights(place, weight_name=WEIGHTS)
-            for embedding in sorted((Path(place) / "embeddings").iterdir()):
-                pipe.load_textual_inversion(embedding)
+            for concept in adapter.manifest.concepts:
+                pipe.load_textual_inversion(Path(place) / "embeddings" / f"{concept.name}.safetensors")
     return pipe
 
 
@@ -40,7 +40,9 @@ def unet_row(folder: Path, adapter: Adapter | None, text: str, z: Tensor, t: Ten
     return pipe.unet(z[None], t, e, **options).sample[0]
 
 
-def draw(folder: Path, adapter: Adapter | None, text: str, z: Tensor, sampler: type, steps: int, guidance: float) -> Tensor:
+def draw(
+    folder: Path, adapter: Adapter | None, text: str, z: Tensor, sampler: type, steps: int, guidance: float
+) -> Tensor:
     """Latents `[1,4,h,w]` as the whole pipeline draws them from the noise `z`."""
     pipe = pipeline(folder, adapter)
     pipe.scheduler = sampler.from_config(pipe.scheduler.config)

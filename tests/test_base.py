@@ -55,7 +55,9 @@ def test_a_folder_of_pickles_is_refused(folders: dict[str, Path], tmp_path: Path
         load_base(str(tmp_path / "sd"))
 
 
-def test_scaling_factor_is_read_from_the_vae(folders: dict[str, Path], bases: dict[str, BaseModel], tmp_path: Path) -> None:
+def test_scaling_factor_is_read_from_the_vae(
+    folders: dict[str, Path], bases: dict[str, BaseModel], tmp_path: Path
+) -> None:
     """A folder with another VAE scaling factor gives latents scaled by their ratio, and the same pictures back."""
     other = load_base(str(write_pipeline(tmp_path / "sd", SD15, scaling_factor=0.5)))
     pictures = torch.rand(2, 3, 64, 64) * 2 - 1
@@ -68,7 +70,7 @@ def test_scaling_factor_is_read_from_the_vae(folders: dict[str, Path], bases: di
 
 
 def test_fingerprint_is_content(folders: dict[str, Path], bases: dict[str, BaseModel], tmp_path: Path) -> None:
-    """The same weights in another folder have the same fingerprint; other weights share only the architecture's half."""
+    """The same weights in another folder have the same fingerprint; other weights share the architecture's half."""
     shutil.copytree(folders["sd15"], tmp_path / "copy")
     assert load_base(str(tmp_path / "copy")).spec.entry.fingerprint == bases["sd15"].spec.entry.fingerprint
     other = load_base(str(write_pipeline(tmp_path / "other", SD15, seed=1))).spec.entry.fingerprint

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
+import threading
 import time
 from datetime import datetime
 from unittest import mock
 
 import pytest
 
+from adapter_store.atomic import locked
 from adapter_store.layout import check_paths, is_training_only
 from adapter_store.store import Store
 from cpserve.errors import IntegrityError, RefError, StoreError
@@ -317,6 +320,46 @@ def test_a_rewritten_version_is_found_by_the_next_one(pets, tmp_path):
     with pytest.raises(IntegrityError, match="not the one that v2 follows"):
         pets.log("pets")
     assert [(problem.ref, problem.path) for problem in pets.verify()] == [("pets@v2", "cpserve.json")]
+
+
+def plant(home, number, manifest):
+    """Put a manifest in as version N with its right hash, as only a program that is not ours would."""
+    document = manifest if isinstance(manifest, bytes) else manifest.dump()
+    digest = hashlib.sha256(document).hexdigest()
+    (home / "blobs" / digest).write_bytes(document)
+    (home / "adapters" / "pets" / f"v{number}").write_text(f"{digest}\n")
+
+
+def test_a_version_that_follows_none_or_is_newer_than_this_program_is_named(pets, tmp_path):
+    """A head without its lineage, or of a later schema, is whole by its hash and still refused, in words."""
+    good = pets.version("pets@v3")
+    plant(tmp_path / "home", 3, good.manifest.model_copy(update={"previous": None}))
+    assert "does not follow" in pets.verify()[0].what
+    with pytest.raises(IntegrityError, match="does not follow"):
+        pets.log("pets")
+    plant(tmp_path / "home", 3, good.document.replace(b'"schema_version": 1', b'"schema_version": 2'))
+    with pytest.raises(IntegrityError, match="schema_version") as caught:
+        pets.version("pets")
+    assert "upgrade" in caught.value.hint
+
+
+def test_a_store_that_is_held_is_an_error_not_a_wait_for_ever(pets, tmp_path):
+    """Whoever cannot get the lock in time is told who holds what, and readers never wait."""
+    with mock.patch("adapter_store.atomic.LOCK_TIMEOUT_S", 0.05), locked(tmp_path / "home" / "lock"):
+        assert pets.version("pets").manifest.version == 3
+        failures = []
+
+        def other():
+            try:
+                pets.commit("pets", {}, draft(), expected_head=3)
+            except StoreError as error:
+                failures.append(str(error))
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert "another process has held" in failures[0]
+    assert pets.head("pets") == 3
 
 
 def test_a_damaged_alias_is_found_and_harms_no_other(pets, tmp_path):

@@ -52,6 +52,7 @@ SD21 = Shape(
     },
     DDIMScheduler,
 )
+SHAPES = {"sd15": SD15, "sd21": SD21}
 
 
 def write_tokenizer(folder: Path) -> int:
@@ -123,13 +124,16 @@ def write_pipeline(folder: Path, shape: Shape, *, seed: int = 0, scaling_factor:
             steps_offset=1,
             set_alpha_to_one=False,
             prediction_type=shape.prediction,
-            **({"clip_sample": False} if shape.scheduler is DDIMScheduler else {"skip_prk_steps": True}),
+            **({"skip_prk_steps": True} if shape.scheduler is PNDMScheduler else {}),
         ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    # PNDM knows no clipping, but Stable Diffusion's file says it all the same, for the schedulers that do
+    settings = folder / "scheduler" / "scheduler_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "clip_sample": False}))
     return folder
 
 

@@ -1,0 +1,8 @@
+"""Concept images in, adapter out. Knows no store and no engine."""
+
+from trainer.loop import Progress
+from trainer.record import Record
+from trainer.sequence import learn
+from trainer.settings import METHODS, Settings
+
+__all__ = ["METHODS", "Progress", "Record", "Settings", "learn"]

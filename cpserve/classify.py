@@ -1,0 +1,89 @@
+"""Which learned concept a picture shows, or none, from nothing but the generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from cpserve.adapter import Adapter
+from cpserve.engine import Engine
+from cpserve.errors import AdapterError
+from cpserve.prompts import Prompt
+from cpserve.score import draws, errors, log_scores, temperature
+
+NONE = "none of these"
+GENERIC_PROMPT = "a photo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """How to judge: `draws` of (t, noise) a picture, timesteps from `low` to `high` as shares of the schedule's length."""
+
+    draws: int = 16
+    low: float = 0.1
+    high: float = 0.7
+    seed: int = 0
+    template: str = "a photo of {}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A label with its probability, all probabilities by label (they sum to one), and the UNet evaluations spent."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    evaluations: int
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """The middle square of a picture at the base's size."""
+    return ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+
+
+@torch.no_grad()
+def classify(
+    engine: Engine,
+    images: Sequence[Image.Image],
+    adapter: Adapter,
+    judging: Judging | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
+    """Label each picture with one of the adapter's concepts or `NONE`.
+
+    Raises:
+        AdapterError: the adapter knows no concept, or does not fit the base.
+    """
+    judging = judging or Judging()
+    concepts = adapter.manifest.concepts
+    if not concepts:
+        raise AdapterError("the adapter knows no concept yet", hint="teach one: cpserve train --concept ZIP")
+    spec = engine.spec
+    texts = [judging.template.format(c.token) for c in concepts]
+    bank, slots = engine.bank.packed([Prompt(text, adapter) for text in [*texts, GENERIC_PROMPT]])
+    pixels = np.stack([np.asarray(square(i, spec.pixels), dtype=np.float32) for i in images])
+    latents = engine.encode_pictures(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1)
+    length = spec.schedule.steps
+    plan = draws(judging.seed, judging.draws, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
+    labels = [*(c.name for c in concepts), NONE]
+    answers = []
+    for number, x0 in enumerate(latents):
+        answers.append(_answer(engine, x0[None], bank, slots, plan, labels))
+        if progress:
+            progress(number + 1, len(latents))
+    return answers
+
+
+def _answer(engine: Engine, x0: Tensor, bank: Tensor, slots: Tensor, plan: Sequence, labels: list[str]) -> Answer:  # type: ignore[type-arg]
+    each = [errors(lambda z, t, s: engine.denoise(z, t, bank, s), engine.spec.schedule, x0, draw, slots) for draw in plan]
+    by_draw = torch.cat(each)
+    mean = by_draw.mean(0, keepdim=True)
+    p = log_scores(mean, temperature(by_draw) / len(plan) ** 0.5)[0].exp().tolist()
+    best = int(np.argmax(p))
+    probabilities = dict(zip(labels, p, strict=True))
+    return Answer(labels[best], p[best], probabilities, len(plan) * len(labels))

@@ -1,0 +1,120 @@
+"""Teach an adapter concepts and keep every version: the one place where trainer and store meet."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from cpserve.adapter import Adapter, check_fits, empty_adapter
+from cpserve.base import BaseModel
+
+from cpserve.concept import Concept
+from cpserve.engines.eager import EagerEngine
+from cpserve.errors import TrainingError
+from cpserve.generate import Drawing, generate
+from cpserve.prompts import Prompt
+
+if TYPE_CHECKING:
+    from adapter_store import Store, Version
+    from trainer import Progress, Settings
+
+SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A concept and the version that holds it."""
+
+    concept: str
+    version: Version
+    warning: str | None
+
+
+def head_adapter(store: Store, name: str, base: BaseModel, method: str) -> Adapter:
+    """The latest version of an adapter, ready to be trained on, or an empty one where there is none."""
+    if store.head(name) == 0:
+        return empty_adapter(base.spec.entry, method)
+    version = store.version(name)
+    return Adapter.read(version.manifest, version.read, for_training=True)
+
+
+def learn(
+    base: BaseModel,
+    concepts: Sequence[Concept],
+    store: Store,
+    adapter: str,
+    settings: Settings,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+    progress: Callable[[str, Progress], None] | None = None,
+) -> list[Learned]:
+    """Learn concepts in the order given, one new version each. A killed run goes on with `resume`, bit for bit.
+
+    Raises:
+        TrainingError: a concept cannot be learned next, an unfinished run stands in the way, or training broke down.
+        StoreError: the version cannot be kept; the run stays where it is for `resume`.
+    """
+    from trainer import Record
+
+    record = Record(store.root / "runs" / adapter)
+    if record.exists() and not (resume or restart):
+        raise TrainingError(
+            f"an unfinished run of {adapter!r} is here ({record.read_run().concept.name!r})",
+            hint="add --resume to go on with it, or --restart to drop it",
+            state=str(record.folder),
+        )
+    if restart:
+        record.delete()
+    done: list[Learned] = []
+    for concept in concepts:
+        start = head_adapter(store, adapter, base, settings.method)
+        if resume and concept.name in {c.name for c in start.manifest.concepts} and len(concepts) > 1:
+            continue
+        done.append(_learn_one(base, concept, start, store, adapter, settings, record, resume=resume, progress=progress))
+    return done
+
+
+def _learn_one(
+    base: BaseModel,
+    concept: Concept,
+    start: Adapter,
+    store: Store,
+    name: str,
+    settings: Settings,
+    record: object,
+    *,
+    resume: bool,
+    progress: Callable[[str, Progress], None] | None,
+) -> Learned:
+    import trainer
+    from adapter_store.card import render_card
+
+    warning = check_fits(start, base.spec.entry)
+    told = (lambda p: progress(concept.name, p)) if progress else None
+    made = trainer.learn(base, concept, start, settings, record, resume=resume, progress=told)  # type: ignore[arg-type]
+    made = replace(made, samples=draw_samples(base, made))
+    files = made.files()
+    files["README.md"] = render_card(made.manifest, name).encode()
+    head = start.manifest.version
+    version = store.commit(name, files, made.manifest, expected_head=head)
+    record.delete()  # type: ignore[attr-defined]
+    return Learned(concept.name, version, warning)
+
+
+def draw_samples(base: BaseModel, adapter: Adapter, each: int = SAMPLES) -> dict[str, bytes]:
+    """Seeded pictures of every concept so far, as PNG bytes by file name."""
+    with EagerEngine(base) as engine:
+        prompts = [Prompt(f"a photo of {c.token}", adapter) for c in adapter.manifest.concepts for _ in range(each)]
+        names = [f"{c.name}-{i}.png" for c in adapter.manifest.concepts for i in range(each)]
+        seeds = [i for _ in adapter.manifest.concepts for i in range(each)]
+        drawn = generate(engine, prompts, seeds, Drawing(guidance=3.0))
+    return {name: _png(d.image) for name, d in zip(names, drawn, strict=True)}
+
+
+def _png(image: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")  # type: ignore[attr-defined]
+    return buffer.getvalue()

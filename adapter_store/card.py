@@ -20,17 +20,30 @@ def render_card(manifest: Manifest, name: str) -> str:
     """Markdown with the Hub's front matter: triggers, a sample of every concept, the plain-diffusers snippet, scores."""
     concepts = manifest.concepts
     newest = concepts[-1].token if concepts else ""
-    front = ["---", "library_name: diffusers", f"base_model: {_quoted(manifest.base.id)}", "base_model_relation: adapter"]
+    front = [
+        "---",
+        "library_name: diffusers",
+        f"base_model: {_quoted(manifest.base.id)}",
+        "base_model_relation: adapter",
+    ]
     front += [f"instance_prompt: {_quoted(f'a photo of {newest}')}"]
     front += ["tags: [text-to-image, lora, diffusers, 'template:sd-lora']", "widget:"]
     for concept in concepts:
-        front += [f"- text: {_quoted(f'a photo of {concept.token}')}", f"  output: {{url: samples/{concept.name}-0.png}}"]
+        front += [
+            f"- text: {_quoted(f'a photo of {concept.token}')}",
+            f"  output: {{url: samples/{concept.name}-0.png}}",
+        ]
     front += ["---", ""]
     loads = [
-        f'pipe.load_textual_inversion(R, weight_name="embeddings/{c.name}.safetensors", use_safetensors=True)' for c in concepts
+        f'pipe.load_textual_inversion(R, weight_name="embeddings/{c.name}.safetensors", use_safetensors=True)'
+        for c in concepts
     ]
     snippet = _SNIPPET.format(base=manifest.base.id, embeddings="\n".join(loads), token=newest)
-    body = [f"# {name}", "", f"{len(concepts)} concepts, learned one after another on `{manifest.base.id}` by `{manifest.method}`."]
+    body = [
+        f"# {name}",
+        "",
+        f"{len(concepts)} concepts, learned one after another on `{manifest.base.id}` by `{manifest.method}`.",
+    ]
     body += ["", "<Gallery />", "", "| concept | say | pictures learned from |", "|---|---|---|"]
     body += [f"| {c.name} | `{c.token}` | {c.pictures} |" for c in concepts]
     body += ["", "## Use it with diffusers", "", snippet, ""]

@@ -36,7 +36,21 @@ _HOMES = {
     "open_engine": "cpserve.engine",
     "read_concept": "cpserve.concept",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605 - one table, not two lists
+__all__ = [
+    "Adapter",
+    "CpserveError",
+    "Drawing",
+    "Judging",
+    "Prompt",
+    "Settings",
+    "Store",
+    "classify",
+    "generate",
+    "learn",
+    "load_base",
+    "open_engine",
+    "read_concept",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,7 +29,8 @@ Tensors = Mapping[str, Tensor]
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """`lora` holds diffusers' K,V factors (alpha == r, the scale folded into B), `embeddings` one vector `[d]` a token,
-    `training` what the next concept's training needs, `samples` pictures as PNG bytes by file name."""
+    `training` what the next concept's training needs, `samples` pictures as PNG bytes by file name.
+    """
 
     manifest: Manifest
     lora: Tensors

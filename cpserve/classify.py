@@ -80,7 +80,9 @@ def classify(
 
 
 def _answer(engine: Engine, x0: Tensor, bank: Tensor, slots: Tensor, plan: Sequence, labels: list[str]) -> Answer:  # type: ignore[type-arg]
-    each = [errors(lambda z, t, s: engine.denoise(z, t, bank, s), engine.spec.schedule, x0, draw, slots) for draw in plan]
+    each = [
+        errors(lambda z, t, s: engine.denoise(z, t, bank, s), engine.spec.schedule, x0, draw, slots) for draw in plan
+    ]
     by_draw = torch.cat(each)
     mean = by_draw.mean(0, keepdim=True)
     p = log_scores(mean, temperature(by_draw) / len(plan) ** 0.5)[0].exp().tolist()

@@ -63,7 +63,9 @@ def generate(
             if progress:
                 progress(number * steps + done, len(batches) * steps)
 
-        pictures = on_grid(engine.decode(draw_latents(engine, [p for p, _ in batch], [s for _, s in batch], drawing, step)))
+        pictures = on_grid(
+            engine.decode(draw_latents(engine, [p for p, _ in batch], [s for _, s in batch], drawing, step))
+        )
         drawn += [
             Drawn(Image.fromarray(pixels.numpy()), prompt.text, seed)
             for pixels, (prompt, seed) in zip(pictures.cpu(), batch, strict=True)
@@ -83,7 +85,9 @@ def draw_latents(
     spec = engine.spec
     side = spec.latent_size if drawing.size is None else drawing.size // spec.vae_factor
     if drawing.size is not None and drawing.size % (8 * spec.vae_factor) and drawing.size != spec.pixels:
-        raise EngineError(f"{drawing.size} pixels cannot be drawn", hint=f"sizes are multiples of {8 * spec.vae_factor}")
+        raise EngineError(
+            f"{drawing.size} pixels cannot be drawn", hint=f"sizes are multiples of {8 * spec.vae_factor}"
+        )
     empty = [Prompt(drawing.negative, p.adapter, p.scale) for p in prompts]
     bank, slots = engine.bank.packed([*prompts, *empty])
     mine, others = slots.chunk(2)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from cpserve.adapter import Adapter, check_fits, empty_adapter
 from cpserve.base import BaseModel
-
 from cpserve.concept import Concept
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import TrainingError
@@ -60,20 +59,25 @@ def learn(
     from trainer import Record
 
     record = Record(store.root / "runs" / adapter)
-    if record.exists() and not (resume or restart):
-        raise TrainingError(
-            f"an unfinished run of {adapter!r} is here ({record.read_run().concept.name!r})",
-            hint="add --resume to go on with it, or --restart to drop it",
-            state=str(record.folder),
-        )
-    if restart:
-        record.delete()
+    if record.exists():
+        unfinished = record.read_run().concept.name
+        known = {c.name for c in head_adapter(store, adapter, base, settings.method).manifest.concepts}
+        if restart or unfinished in known:  # killed between the commit and the clearing up
+            record.delete()
+        elif not resume:
+            raise TrainingError(
+                f"an unfinished run of {adapter!r} is here ({unfinished!r})",
+                hint="add --resume to go on with it, or --restart to drop it",
+                state=str(record.folder),
+            )
     done: list[Learned] = []
     for concept in concepts:
         start = head_adapter(store, adapter, base, settings.method)
         if resume and concept.name in {c.name for c in start.manifest.concepts} and len(concepts) > 1:
             continue
-        done.append(_learn_one(base, concept, start, store, adapter, settings, record, resume=resume, progress=progress))
+        done.append(
+            _learn_one(base, concept, start, store, adapter, settings, record, resume=resume, progress=progress)
+        )
     return done
 
 

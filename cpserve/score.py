@@ -20,7 +20,7 @@ DenoiseSlots = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """One (t, eps) for each picture: `t [B]` float32, `noise [B,4,h,w]`."""
+    """A (t, eps) for each picture, or one for all: `t [B or 1]` float32, `noise [B or 1,4,h,w]`."""
 
     t: Tensor
     noise: Tensor
@@ -41,7 +41,7 @@ def errors(denoise: DenoiseSlots, schedule: Schedule, x0: Tensor, draw: Draw, sl
     """Squared errors `[B,N]` of pictures `x0 [B,4,h,w]` under the labels in `slots [N]`, one call for all rows."""
     count, labels = len(x0), len(slots)
     xt = schedule.add_noise(x0, draw.noise, draw.t)
-    rows = [x.repeat_interleave(labels, 0) for x in (xt, draw.t, draw.noise.expand_as(x0))]
+    rows = [x.repeat_interleave(labels, 0) for x in (xt, draw.t.expand(count), draw.noise.expand_as(x0))]
     eps = denoise(rows[0], rows[1], slots.repeat(count))
     return (rows[2] - eps).pow(2).flatten(1).sum(1).view(count, labels)
 

@@ -72,7 +72,7 @@ class Signature:
         self._check_ranges(free, slot)
 
     def _check_ranges(self, free: dict[str, int], slot: Tensor) -> None:
-        if free["B"] and not (0 <= int(slot.min()) and int(slot.max()) < free["P"]):
+        if free["B"] and not (int(slot.min()) >= 0 and int(slot.max()) < free["P"]):
             raise EngineError(
                 f"a slot lies outside the bank of {free['P']} prompts", hint="slots count from 0 to P - 1"
             )

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cpserve.score import Draw, errors, temperature
-from trainer.lora import states
 from trainer.loop import Task, faster_precision
+from trainer.lora import states
 from trainer.penalties.ewc import fisher_information
 from trainer.penalties.ewc_dc import fisher_loss
 

@@ -102,7 +102,14 @@ def optimise(task: Task, record: Record, progress: Callable[[Progress], None] | 
             step += 1
             mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
             if progress:
-                progress(Progress(step, settings.steps, mean, (settings.steps - step) * (time.monotonic() - began) / (step - first)))
+                progress(
+                    Progress(
+                        step,
+                        settings.steps,
+                        mean,
+                        (settings.steps - step) * (time.monotonic() - began) / (step - first),
+                    )
+                )
             if time.monotonic() - saved > SAVE_EVERY_S:
                 _keep(record, parameters, optimiser, step)
                 saved = time.monotonic()

@@ -93,7 +93,9 @@ def states(base: BaseModel, ids: Tensor, earlier: Tensor, token: Tensor) -> Tens
     return encode_text(base.text_encoder, ids, torch.cat([earlier, token[None]]))
 
 
-def trainable(base: BaseModel, start: Adapter, token: Tensor, rank: int, seed: int, basis: Tensor | None, *, fresh: bool) -> Trainable:
+def trainable(
+    base: BaseModel, start: Adapter, token: Tensor, rank: int, seed: int, basis: Tensor | None, *, fresh: bool
+) -> Trainable:
     """Set up training on top of `start`: fresh factors over its frozen LoRA, or its own factors moved on."""
     sites = base.spec.sites
     go_on = bool(start.lora) and not fresh

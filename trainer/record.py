@@ -54,7 +54,9 @@ class Record:
         try:
             return Run.model_validate_json(self.run_file.read_bytes())
         except (OSError, ValueError) as error:
-            raise TrainingError("there is no unfinished run to resume", hint="run the same command without --resume") from error
+            raise TrainingError(
+                "there is no unfinished run to resume", hint="run the same command without --resume"
+            ) from error
 
     def begin(self, run: Run, latents: Tensor) -> None:
         """Lay down a new run; `run.json` comes last, so a run that exists is complete."""

@@ -53,11 +53,18 @@ def check_new(base: BaseModel, start: Adapter, concept: Concept) -> ConceptEntry
     name = check_name(concept.name)
     token = f"<{name}>"
     if name in {c.name for c in start.manifest.concepts}:
-        raise TrainingError(f"the adapter already knows a concept called {name!r}", hint="give another one: --name NAME")
+        raise TrainingError(
+            f"the adapter already knows a concept called {name!r}", hint="give another one: --name NAME"
+        )
     if token in base.spec.tokenizer.get_vocab():
         raise TrainingError(f"{token} is a word of the base model", hint="give the concept another name: --name NAME")
     return ConceptEntry(
-        name=name, token=token, class_word=concept.class_word, templates=TEMPLATES, since=0, pictures=len(concept.pictures)
+        name=name,
+        token=token,
+        class_word=concept.class_word,
+        templates=TEMPLATES,
+        since=0,
+        pictures=len(concept.pictures),
     )
 
 
@@ -91,7 +98,9 @@ def learn(
     """
     check_method(start, settings)
     lesson = Lesson(base, start, check_new(base, start, concept), settings)
-    run = Run(concept=lesson.entry, settings=settings.dump(), base=base.spec.entry.fingerprint, start=start.content_hash)
+    run = Run(
+        concept=lesson.entry, settings=settings.dump(), base=base.spec.entry.fingerprint, start=start.content_hash
+    )
     if resume and record.exists():
         if record.read_run() != run:
             raise TrainingError(
@@ -157,4 +166,3 @@ def _finish(lesson: Lesson, task: Task) -> tuple[dict[str, Tensors], dict[str, f
     texts = sampled_rivals(lesson.start.tokens, lesson.settings.dc_concepts, lesson.settings.seed)
     fisher, tau = dc_fisher(task, lesson.ids(texts))
     return {"ewc": decay(lesson.start.training.get("ewc", {}), fisher, lesson.settings.fisher_decay)}, {"dc_tau": tau}
-

@@ -88,14 +88,23 @@ def background(rng: np.random.Generator, side: int = SIDE) -> tuple[np.ndarray, 
     return page, f"{colour} {pattern}"
 
 
-def paste(page: np.ndarray, rgba: np.ndarray, rng: np.random.Generator, share: tuple[float, float], centre: tuple[float, float], turn: float = 12) -> None:
+def paste(
+    page: np.ndarray,
+    rgba: np.ndarray,
+    rng: np.random.Generator,
+    share: tuple[float, float],
+    centre: tuple[float, float],
+    turn: float = 12,
+) -> None:
     """Lay one drawing over `page` in place: `share` of the side it takes, `centre` in sides, rotated by up to `turn` degrees."""
     side = page.shape[0]
     picture = Image.fromarray(rgba)
     if rng.random() < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     size = max(8, round(side * rng.uniform(*share)))
-    picture = picture.rotate(rng.uniform(-turn, turn), Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.LANCZOS)
+    picture = picture.rotate(rng.uniform(-turn, turn), Image.Resampling.BICUBIC).resize(
+        (size, size), Image.Resampling.LANCZOS
+    )
     slack = (side - size) / 2
     spread = 0.8 * max(0.0, slack)
     left = round(centre[0] * side - size / 2 + rng.uniform(-spread, spread) * (centre[0] == 0.5))

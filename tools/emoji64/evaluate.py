@@ -46,7 +46,14 @@ def ranks(features: np.ndarray, means: np.ndarray, own: np.ndarray) -> np.ndarra
 
 def border_colour(image: Image.Image) -> str:
     pixels = np.asarray(image, dtype=float)
-    border = np.concatenate([pixels[:3].reshape(-1, 3), pixels[-3:].reshape(-1, 3), pixels[:, :3].reshape(-1, 3), pixels[:, -3:].reshape(-1, 3)])
+    border = np.concatenate(
+        [
+            pixels[:3].reshape(-1, 3),
+            pixels[-3:].reshape(-1, 3),
+            pixels[:, :3].reshape(-1, 3),
+            pixels[:, -3:].reshape(-1, 3),
+        ]
+    )
     middle = np.median(border, axis=0)
     return min(COLOURS, key=lambda c: float(np.abs(middle - np.array(COLOURS[c])).sum()))
 
@@ -67,7 +74,10 @@ def main() -> None:
     chosen = prompts[::step]
     with cpserve.open_engine(asked.folder) as engine:
         drawn = cpserve.generate(
-            engine, [cpserve.Prompt(p["prompt"]) for p in chosen], [0] * len(chosen), cpserve.Drawing(guidance=asked.guidance, steps=asked.steps)
+            engine,
+            [cpserve.Prompt(p["prompt"]) for p in chosen],
+            [0] * len(chosen),
+            cpserve.Drawing(guidance=asked.guidance, steps=asked.steps),
         )
     rank = ranks(lite0([d.image for d in drawn]), means, np.array([names.index(p["name"]) for p in chosen]))
     colour = np.mean([border_colour(d.image) == p["colour"] for d, p in zip(drawn, chosen, strict=True)])

@@ -67,7 +67,9 @@ def squares(rng: np.random.Generator) -> Canvas:
 
 
 def clouds(rng: np.random.Generator) -> Canvas:
-    noise = Image.fromarray((rng.random((10, 10)) * 255).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    noise = Image.fromarray((rng.random((10, 10)) * 255).astype(np.uint8)).resize(
+        (SIDE, SIDE), Image.Resampling.BICUBIC
+    )
     return _mix(np.asarray(noise, float) / 255, rng)
 
 
@@ -82,7 +84,10 @@ def confetti(rng: np.random.Generator) -> Canvas:
     pen = ImageDraw.Draw(page)
     for _ in range(int(rng.integers(5, 10))):
         centre, size = rng.uniform(0, SIDE, 2), rng.uniform(6, 14)
-        corners = [tuple(centre + size * np.array([np.cos(a), np.sin(a)])) for a in rng.uniform(0, 2 * np.pi) + np.arange(3) * 2.1]
+        corners = [
+            tuple(centre + size * np.array([np.cos(a), np.sin(a)]))
+            for a in rng.uniform(0, 2 * np.pi) + np.arange(3) * 2.1
+        ]
         pen.polygon(corners, fill=COLOURS[str(rng.choice(list(COLOURS)))])
     return np.asarray(page.filter(ImageFilter.GaussianBlur(0.6)), float)
 
@@ -91,7 +96,12 @@ TAUGHT_PLACES: tuple[Callable[[np.random.Generator], Canvas], ...] = (stripes, g
 UNSEEN_PLACES: tuple[Callable[[np.random.Generator], Canvas], ...] = (clouds, rings, confetti)
 
 
-def photo(rng: np.random.Generator, rgba: np.ndarray, place: Callable[[np.random.Generator], Canvas], turn: tuple[float, float]) -> bytes:
+def photo(
+    rng: np.random.Generator,
+    rgba: np.ndarray,
+    place: Callable[[np.random.Generator], Canvas],
+    turn: tuple[float, float],
+) -> bytes:
     page = place(rng).copy()
     tilt = rng.uniform(*turn) * rng.choice([-1, 1])
     turned = np.asarray(Image.fromarray(rgba).rotate(tilt, Image.Resampling.BICUBIC))

@@ -22,7 +22,9 @@ def lite0(pictures: Sequence[Image.Image], batch: int = 64) -> np.ndarray:
     model = _model()
     rows = []
     for start in range(0, len(pictures), batch):
-        resized = [p.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC) for p in pictures[start : start + batch]]
+        resized = [
+            p.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC) for p in pictures[start : start + batch]
+        ]
         x = torch.from_numpy(np.stack([np.asarray(p) for p in resized])).permute(0, 3, 1, 2).float()
         rows.append(model.extract_features((x - 127.0) / 128.0).mean((2, 3)))
     return torch.nn.functional.normalize(torch.cat(rows), dim=1).numpy()

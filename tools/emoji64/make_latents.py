@@ -43,7 +43,14 @@ def encode() -> None:
         if start % (BATCH * 40) == 0:
             print(f"{start}/{len(pages)}", flush=True)
     np.save(WORK / "latents.npy", latents)
-    print("mean", latents.mean((0, 2, 3)), "std", latents.std((0, 2, 3), dtype=np.float32), "std of all", latents.std(dtype=np.float32))
+    print(
+        "mean",
+        latents.mean((0, 2, 3)),
+        "std",
+        latents.std((0, 2, 3), dtype=np.float32),
+        "std of all",
+        latents.std(dtype=np.float32),
+    )
 
 
 if __name__ == "__main__":

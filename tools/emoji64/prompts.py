@@ -18,7 +18,9 @@ def main() -> None:
     made = []
     for name in json.loads(Path(__file__).with_name("split.json").read_text())["train"]:
         style, colour = str(rng.choice(styles)), str(rng.choice(list(COLOURS)))
-        made.append({"prompt": f"a {style} emoji of {article(name)} on a {colour} background", "name": name, "colour": colour})
+        made.append(
+            {"prompt": f"a {style} emoji of {article(name)} on a {colour} background", "name": name, "colour": colour}
+        )
     PROMPTS.write_text("[\n" + ",\n".join(json.dumps(m, ensure_ascii=False) for m in made) + "\n]\n")
 
 

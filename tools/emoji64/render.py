@@ -51,9 +51,14 @@ def main() -> None:
                 style.append(number)
     names = np.array([str(r["label"]) for r in records])
     subgroup = np.array([r["subgroup"] for r in records])
-    np.savez(WORK / "drawings.npz", pixels=np.stack(pixels), concept=concept, style=style, names=names, subgroup=subgroup)
+    np.savez(
+        WORK / "drawings.npz", pixels=np.stack(pixels), concept=concept, style=style, names=names, subgroup=subgroup
+    )
     counts = np.bincount(style, minlength=len(STYLES))
-    print(f"{len(pixels)} drawings of {len(records)} concepts:", {s.word: int(n) for s, n in zip(STYLES, counts, strict=True)})
+    print(
+        f"{len(pixels)} drawings of {len(records)} concepts:",
+        {s.word: int(n) for s, n in zip(STYLES, counts, strict=True)},
+    )
 
 
 if __name__ == "__main__":

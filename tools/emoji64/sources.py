@@ -53,7 +53,11 @@ def fetch(style: Style) -> None:
         return
     SETS.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        ["npm", "pack", "--silent", f"{style.package}@{style.version}"], cwd=SETS, check=True, capture_output=True, text=True
+        ["npm", "pack", "--silent", f"{style.package}@{style.version}"],
+        cwd=SETS,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     archive = SETS / done.stdout.strip()
     partial = style.folder.with_suffix(".partial")
@@ -100,8 +104,8 @@ def drawing(style: Style, record: dict[str, Any]) -> str | Path | None:
     plain = slug(record["label"])
     candidates = [names.get(code), names.get(code.replace("-fe0f", "")), plain, plain.replace("-", "")]
     for name in filter(None, candidates):
-        name = icons.get("aliases", {}).get(name, {}).get("parent", name)
-        if icon := icons["icons"].get(name):
+        parent = icons.get("aliases", {}).get(name, {}).get("parent", name)
+        if icon := icons["icons"].get(parent):
             width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
             box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
             return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">{icon["body"]}</svg>'

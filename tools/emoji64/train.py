@@ -34,7 +34,9 @@ def new_unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=WIDTH, attention_head_dim=4, norm_num_groups=16,
     )  # fmt: skip
-    unet.set_attn_processor(AttnProcessor())  # on the CPU its backward pass is several times faster than the fused kernel's
+    unet.set_attn_processor(
+        AttnProcessor()
+    )  # on the CPU its backward pass is several times faster than the fused kernel's
     return unet
 
 
@@ -94,7 +96,9 @@ def load_data() -> Data:
     latents = np.load(WORK / "latents.npy")
     words = ["", *(WORK / "captions.txt").read_text().splitlines()]
     ids = load()(words, padding="max_length", truncation=True, max_length=POSITIONS, return_tensors="pt").input_ids
-    mean, std = (torch.from_numpy(f(latents, (0, 2, 3), np.float64)).float().view(1, -1, 1, 1) for f in (np.mean, np.std))
+    mean, std = (
+        torch.from_numpy(f(latents, (0, 2, 3), np.float64)).float().view(1, -1, 1, 1) for f in (np.mean, np.std)
+    )
     return Data(latents, ids, mean, std)
 
 
@@ -169,7 +173,17 @@ def main() -> None:
             print(f"step {step} loss {mean:.4f} {(step - first) * BATCH / (shown - began):.0f} pictures/s", flush=True)
         if time.time() - saved > SAVE_EVERY_S or step == until:
             saved = time.time()
-            save(target, {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step, "mean": data.mean, "std": data.std})
+            save(
+                target,
+                {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "average": average,
+                    "step": step,
+                    "mean": data.mean,
+                    "std": data.std,
+                },
+            )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,11 @@ def main() -> None:
     first = 0
     if CHECKPOINT.exists():
         state = torch.load(CHECKPOINT, weights_only=True)
-        vae.load_state_dict(state["vae"]), optimiser.load_state_dict(state["optimiser"]), schedule.load_state_dict(state["schedule"])
+        (
+            vae.load_state_dict(state["vae"]),
+            optimiser.load_state_dict(state["optimiser"]),
+            schedule.load_state_dict(state["schedule"]),
+        )
         first = state["step"]
     began, mean = time.time(), 0.0
     for step in range(first, STEPS):
@@ -61,7 +65,12 @@ def main() -> None:
             left = (STEPS - step - 1) * (time.time() - began) / (step + 1 - first)
             print(f"{step + 1}/{STEPS} error {mean:.4f} {left:.0f} s left", flush=True)
             partial = CHECKPOINT.with_suffix(".partial")
-            state = {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(), "step": step + 1}
+            state = {
+                "vae": vae.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+                "step": step + 1,
+            }
             torch.save(state, partial)
             partial.replace(CHECKPOINT)
 

@@ -23,7 +23,9 @@ class Anchor:
         return self.weight / 2 * torch.stack(parts).sum()
 
 
-def fisher_information(parameters: Mapping[str, Tensor], loss: Callable[[int], Tensor], draws: int) -> dict[str, Tensor]:
+def fisher_information(
+    parameters: Mapping[str, Tensor], loss: Callable[[int], Tensor], draws: int
+) -> dict[str, Tensor]:
     """The diagonal Fisher: the mean over `draws` of the squared gradient of `loss(draw)`, squared per draw."""
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for draw in range(draws):

@@ -1,0 +1,288 @@
+"""Laws of learning, on a base small enough to train in seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adapter_store import Store
+from cpserve.adapter import Adapter, empty_adapter
+from cpserve.base import BaseModel, token_table
+from cpserve.concept import Concept, Picture
+from cpserve.errors import TrainingError
+from cpserve.learning import head_adapter
+from cpserve.learning import learn as learn_and_keep
+from cpserve.prompt_kv import KVSites
+from cpserve.prompts import tokenize
+from cpserve.score import draws, errors, log_scores, temperature
+from trainer import Progress, Record, Settings, learn
+from trainer.lora import fold, fresh_factors, recompress, states
+from trainer.penalties.ewc import Anchor, fisher_information
+from trainer.penalties.null_space import extend_basis, largest_change
+
+QUICK = Settings(steps=6, batch=4, rank=4, variants=2, fisher_draws=3, warm_up=2)
+
+
+@pytest.fixture(scope="session")
+def base(bases: dict[str, BaseModel]) -> BaseModel:
+    return bases["sd15"]
+
+
+@pytest.fixture(scope="session")
+def v_base(bases: dict[str, BaseModel]) -> BaseModel:
+    return bases["sd21"]
+
+
+def concept(name: str, seed: int = 0) -> Concept:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+    return Concept(name, tuple(Picture(f"{i}.png", Image.fromarray(p)) for i, p in enumerate(pixels)))
+
+
+def learned(base: BaseModel, folder: Path, settings: Settings, *names: str) -> Adapter:
+    adapter = empty_adapter(base.spec.entry)
+    for number, name in enumerate(names):
+        adapter = learn(base, concept(name, number), adapter, settings, Record(folder / f"{name}{number}"))
+    return adapter
+
+
+def packed_of(base: BaseModel, adapter: Adapter, texts: list[str]) -> torch.Tensor:
+    sites = base.spec.sites
+    ids = tokenize(base.spec.tokenizer, texts, adapter.tokens)
+    e = base.encode_text(ids, adapter.extra_rows(sites.weight.shape[1]))
+    return sites.project(e, adapter.lora)
+
+
+@pytest.mark.parametrize("method", ["none", "ewc-dc", "null-space"])
+def test_earlier_tokens_never_move(base: BaseModel, tmp_path: Path, method: str) -> None:
+    """Learning a second concept leaves the first one's token bit for bit as it was, and the base's weights too."""
+    weights = {n: p.clone() for n, p in base.unet.named_parameters()}
+    settings = replace(QUICK, method=method)
+    one = learned(base, tmp_path / "one", settings, "dog")
+    two = learned(base, tmp_path / "two", settings, "dog", "cat")
+    assert torch.equal(one.embeddings["<dog>"], two.embeddings["<dog>"])
+    assert two.tokens == ["<dog>", "<cat>"]
+    assert all(torch.equal(weights[n], p) for n, p in base.unet.named_parameters())
+
+
+@pytest.mark.parametrize("method", ["none", "ewc-dc", "null-space"])
+def test_learning_changes_the_new_concept(base: BaseModel, tmp_path: Path, method: str) -> None:
+    """After learning, K,V of the new token's prompt differ from the base's by more than rounding."""
+    adapter = learned(base, tmp_path, replace(QUICK, method=method), "dog")
+    plain = replace(adapter, lora={})
+    change = largest_change(
+        packed_of(base, plain, ["a photo of <dog>"]), packed_of(base, adapter, ["a photo of <dog>"])
+    )
+    assert change > 1e-4
+
+
+def test_a_full_basis_freezes_earlier_prompts(base: BaseModel, tmp_path: Path) -> None:
+    """With no energy left outside the basis, null-space leaves K,V of protected prompts unchanged to float precision."""
+    settings = replace(QUICK, method="null-space", null_energy=0.0, factor_rate=0.1)
+    two = learned(base, tmp_path, settings, "dog", "cat")
+    assert two.manifest.metrics["largest_kv_change"] < 1e-5
+    plain = replace(settings, method="none")
+    assert learned(base, tmp_path / "none", plain, "dog", "cat").manifest.metrics["largest_kv_change"] > 1e-3
+
+
+def test_the_basis_keeps_what_it_promises() -> None:
+    """Every protected row keeps all but `energy` of itself in the basis, which is orthonormal and only grows."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (
+        torch.randn(40, 24, generator=generator) @ torch.randn(24, 64, generator=generator),
+        torch.randn(9, 64, generator=generator),
+    )
+    basis = extend_basis(torch.zeros(64, 0), first, 1e-3)
+    grown = extend_basis(basis, second, 1e-3)
+    for q, rows in ((basis, first), (grown, torch.cat([first, second]))):
+        unit = torch.nn.functional.normalize(rows, dim=1)
+        assert float((unit - unit @ q @ q.T).pow(2).sum(1).max()) <= 1e-3 + 1e-6
+        assert torch.allclose(q.T @ q, torch.eye(q.shape[1]), atol=1e-5)
+    assert basis.shape[1] < grown.shape[1] <= basis.shape[1] + 9
+
+
+def test_a_resumed_run_equals_a_straight_one(base: BaseModel, tmp_path: Path) -> None:
+    """A run stopped at its third step and resumed gives the straight run's adapter bit for bit."""
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    straight = learned(base, tmp_path / "straight", QUICK, "dog")
+    record, empty = Record(tmp_path / "broken"), empty_adapter(base.spec.entry)
+    with pytest.raises(KeyboardInterrupt):
+        learn(base, concept("dog"), empty, QUICK, record, progress=stop)
+    seen: list[int] = []
+    resumed = learn(base, concept("dog"), empty, QUICK, record, resume=True, progress=lambda p: seen.append(p.step))
+    assert seen == [4, 5, 6]
+    assert resumed.content_hash == straight.content_hash
+
+
+def test_a_resumed_run_must_be_the_same_run(base: BaseModel, tmp_path: Path) -> None:
+    """Resuming with another concept or other settings is refused, and the unfinished run stays."""
+    record, empty = Record(tmp_path), empty_adapter(base.spec.entry)
+    learn(base, concept("dog"), empty, QUICK, record)
+    with pytest.raises(TrainingError, match="something else"):
+        learn(base, concept("cat"), empty, QUICK, record, resume=True)
+    assert record.read_run().concept.name == "dog"
+
+
+def test_v_prediction_trains(v_base: BaseModel, tmp_path: Path) -> None:
+    """A v-prediction base learns too: the loss on fixed draws is smaller after training than before."""
+    settings = replace(QUICK, steps=40, factor_rate=1e-2)
+    losses: list[float] = []
+    learn(
+        v_base,
+        concept("dog"),
+        empty_adapter(v_base.spec.entry),
+        settings,
+        Record(tmp_path),
+        progress=lambda p: losses.append(p.loss),
+    )
+    assert losses[-1] < losses[0]
+
+
+def test_a_diverged_run_says_so(base: BaseModel, tmp_path: Path) -> None:
+    """A loss that is no longer a number ends the run with the state's folder in the error."""
+    with pytest.raises(TrainingError, match="no longer a number") as caught:
+        learned(base, tmp_path, replace(QUICK, factor_rate=1e30, steps=30), "dog")
+    assert caught.value.state
+
+
+def test_a_name_taken_twice_is_refused(base: BaseModel, tmp_path: Path) -> None:
+    """The second concept of one name is refused before anything is trained."""
+    adapter = learned(base, tmp_path, QUICK, "dog")
+    with pytest.raises(TrainingError, match="already knows"):
+        learn(base, concept("dog"), adapter, QUICK, Record(tmp_path / "again"))
+
+
+def test_ewc_dc_needs_a_fisher(base: BaseModel, tmp_path: Path) -> None:
+    """A change to ewc-dc after a method that kept no Fisher is refused; a change to null-space is not."""
+    adapter = learned(base, tmp_path, replace(QUICK, method="none"), "dog")
+    with pytest.raises(TrainingError, match="Fisher"):
+        learn(base, concept("cat", 1), adapter, replace(QUICK, method="ewc-dc"), Record(tmp_path / "ewc"))
+    assert learn(base, concept("cat", 1), adapter, QUICK, Record(tmp_path / "null")).tokens == ["<dog>", "<cat>"]
+
+
+def test_the_fisher_of_a_linear_model() -> None:
+    """For loss = g . theta with known g per draw, the Fisher is the mean of g squared."""
+    theta = torch.zeros(3, requires_grad=True)
+    slopes = torch.tensor([[1.0, 0.0, 2.0], [3.0, 1.0, 0.0]])
+    fisher = fisher_information({"theta": theta}, lambda draw: slopes[draw] @ theta, 2)
+    assert torch.allclose(fisher["theta"], slopes.pow(2).mean(0))
+
+
+def test_the_anchor_is_half_lambda_f_d_squared() -> None:
+    """The penalty is zero at its anchor and lambda / 2 sum F d^2 away from it."""
+    anchor = Anchor({"w": torch.ones(2)}, {"w": torch.tensor([1.0, 3.0])}, 10.0)
+    assert float(anchor.term({"w": torch.ones(2)})) == 0
+    assert float(anchor.term({"w": torch.tensor([2.0, 0.0])})) == pytest.approx(10 / 2 * (1 + 3))
+
+
+def test_folding_adds_and_recompression_is_exact(base: BaseModel) -> None:
+    """A folded sum of updates, recompressed, gives the sum's K,V to 1e-5, at a rank that a layer can hold."""
+    sites: KVSites = base.spec.sites
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for seed in range(6):
+        factors = fresh_factors(sites, 16, seed)
+        parts.append(
+            {k: torch.randn(t.shape, generator=generator) * 0.05 if ".lora_B." in k else t for k, t in factors.items()}
+        )
+    total: dict[str, torch.Tensor] = {}
+    for part in parts:
+        total = fold(total, part)
+    e = torch.randn(2, 5, sites.weight.shape[1], generator=generator)
+    summed = sum(sites.project_change(e, part) for part in parts)
+    small = recompress(sites, total)
+    assert torch.allclose(sites.project_change(e, small), summed, atol=1e-5)
+    assert all(len(small[s.key(p, "A")]) <= min(s.width, e.shape[-1]) for s, p, _ in sites.parts)
+
+
+def test_scores_sum_to_one_whatever_the_order(base: BaseModel) -> None:
+    """DC scores sum to one, and permuting the labels permutes them."""
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randn(3, base.spec.channels, 8, 8, generator=generator)
+    e = base.encode_text(
+        tokenize(base.spec.tokenizer, ["a", "b", "c"]), torch.zeros(0, base.spec.sites.weight.shape[1])
+    )
+    bank = base.spec.sites.project(e)
+    [draw] = draws(0, 1, x0.shape[1:], 100, 900)
+
+    def scores(order: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            error = errors(lambda z, t, s: base.unet(z, t, bank, s), base.spec.schedule, x0, draw, torch.tensor(order))
+        return log_scores(error, temperature(error)).exp()
+
+    straight, turned = scores([0, 1, 2]), scores([2, 0, 1])
+    assert torch.allclose(straight.sum(1), torch.ones(3), atol=1e-5)
+    assert torch.allclose(straight[:, [2, 0, 1]], turned, atol=1e-4)
+
+
+def test_text_states_of_earlier_tokens_do_not_see_the_new_one(base: BaseModel) -> None:
+    """A prompt with an earlier token has the same states whatever the new token's embedding is."""
+    name, table = token_table(base.text_encoder)
+    assert name.endswith("token_embedding.weight")
+    ids = tokenize(base.spec.tokenizer, ["a photo of <dog>"], ["<dog>", "<cat>"])
+    earlier = table[5][None]
+    a, b = (states(base, ids, earlier, table[i]) for i in (7, 8))
+    assert torch.equal(a, b)
+
+
+def test_latents_are_gone_once_the_version_stands(base: BaseModel, tmp_path: Path) -> None:
+    """After the commit nothing of the pictures is left on disk: no run folder, no latents."""
+    store = Store(tmp_path)
+    [result] = learn_and_keep(base, [concept("dog")], store, "pets", QUICK)
+    assert result.version.manifest.version == 1
+    assert not list(tmp_path.rglob("latents*"))
+    assert result.version.manifest.concepts[0].since == 1
+
+
+def test_an_unfinished_run_stands_in_the_way(base: BaseModel, tmp_path: Path) -> None:
+    """A second run over an unfinished one is refused until it is resumed or dropped; dropping starts anew."""
+    store = Store(tmp_path)
+
+    def stop(_name: str, progress: Progress) -> None:
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn_and_keep(base, [concept("dog")], store, "pets", QUICK, progress=stop)
+    with pytest.raises(TrainingError, match="unfinished run") as caught:
+        learn_and_keep(base, [concept("dog")], store, "pets", QUICK)
+    assert "--resume" in caught.value.hint
+    [result] = learn_and_keep(base, [concept("dog")], store, "pets", QUICK, restart=True)
+    assert head_adapter(store, "pets", base, "none").content_hash
+    assert result.version.manifest.version == 1
+
+
+LONG = replace(QUICK, steps=60)
+
+
+def test_killed_at_any_moment_training_goes_on(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`kill -9` at 20 seeded moments, each time resumed: the store verifies, and the end equals an undisturbed run's."""
+    monkeypatch.setattr("trainer.loop.SAVE_EVERY_S", 0.0)
+    rng, fork, store = np.random.default_rng(1), multiprocessing.get_context("fork"), Store(tmp_path)
+    for _ in range(20):
+        child = fork.Process(
+            target=learn_and_keep, args=(base, [concept("dog")], store, "pets", LONG), kwargs={"resume": True}
+        )
+        child.start()
+        time.sleep(rng.uniform(0.02, 0.5))
+        child.kill()
+        child.join()
+        assert not store.verify()
+    if store.head("pets") == 0:
+        learn_and_keep(base, [concept("dog")], store, "pets", LONG, resume=True)
+    assert store.head("pets") == 1
+    straight = learned(base, tmp_path / "straight", LONG, "dog")
+    assert head_adapter(store, "pets", base, "none").content_hash == straight.content_hash

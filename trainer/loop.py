@@ -52,7 +52,7 @@ class Task:
         noise = torch.randn(x0.shape, generator=generator)
         schedule = self.base.spec.schedule
         t = torch.randint(schedule.steps, (len(x0),), generator=generator).float()
-        used, slot = slot.unique(return_inverse=True)
+        used, slot = torch.unique(slot, return_inverse=True)
         packed = self.trainable.packed(states(self.base, self.ids[used], self.earlier, self.trainable.token))
         output = self.base.unet(schedule.add_noise(x0, noise, t), t, packed, slot)
         return (output.float() - schedule.target(x0, noise, t)).pow(2).mean()  # type: ignore[no-any-return]
@@ -94,7 +94,7 @@ def optimise(task: Task, record: Record, progress: Callable[[Progress], None] | 
                     hint="learn again with a smaller rate: factor_rate in --config",
                     state=str(record.folder),
                 )
-            (loss + task.anchor.term(parameters) if task.anchor else loss).backward()
+            torch.autograd.backward(loss + task.anchor.term(parameters) if task.anchor else loss)
             for group, full in zip(optimiser.param_groups, (settings.token_rate, settings.factor_rate), strict=True):
                 group["lr"] = full * rate(step, settings)
             optimiser.step()

@@ -71,7 +71,7 @@ class Settings:
         Raises:
             TrainingError: a key is unknown or has another type than its default.
         """
-        kinds = {f.name: type(f.default) for f in fields(cls)}
+        kinds: dict[str, type] = {f.name: type(f.default) for f in fields(cls)}
         for key, value in values.items():
             if key not in kinds:
                 raise TrainingError(f"there is no setting {key!r}", hint=f"settings are {', '.join(kinds)}")

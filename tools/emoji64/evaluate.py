@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from compose import COLOURS, Drawings, _jitter, paste
-from features import lite0
+from benchmarks.lite0 import lite0
 from PIL import Image
 from prompts import PROMPTS
 from sources import WORK

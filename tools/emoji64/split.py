@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from features import lite0
+from benchmarks.lite0 import lite0
 from PIL import Image
 from sources import STYLES, WORK
 

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from sources import WORK
 from tokenizer import load
 from train import TextToImage, new_scheduler
+from refine_decoder import REFINED
 from train_vae import CHECKPOINT, new_vae
 
 SHIPPED = Path(__file__).parents[2] / "cpserve" / "models" / "emoji64"
@@ -22,7 +23,7 @@ SHIPPED = Path(__file__).parents[2] / "cpserve" / "models" / "emoji64"
 @torch.no_grad()
 def normalised_vae(mean: torch.Tensor, std: torch.Tensor) -> AutoencoderKL:
     vae = new_vae()
-    vae.load_state_dict(torch.load(CHECKPOINT, weights_only=True)["vae"])
+    vae.load_state_dict(torch.load(REFINED if REFINED.exists() else CHECKPOINT, weights_only=True)["vae"])
     mean, std = mean.flatten(), std.flatten()
     into, out = vae.quant_conv, vae.post_quant_conv
     into.bias[:4] = (into.bias[:4] - mean) / std

@@ -25,7 +25,8 @@ def extend_basis(basis: Tensor, e: Tensor, energy: float) -> Tensor:
     outside = (left.pow(2).sum(1, keepdim=True) - kept).max(0).values
     count = int((outside > energy).sum()) + 1
     joined = torch.cat([q, directions[:count].T], dim=1)
-    return torch.linalg.qr(joined).Q.float()
+    orthonormal: Tensor = torch.linalg.qr(joined).Q
+    return orthonormal.float()
 
 
 def largest_change(before: Tensor, after: Tensor) -> float:

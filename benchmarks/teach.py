@@ -1,0 +1,112 @@
+"""How well is one concept taught? Each of N held-out concepts alone: seconds, and what the drawn pictures look like to a judge.
+
+Physics: a K,V-only adapter moves what the UNet reads from the prompt and nothing else, so what the base cannot draw it cannot
+be taught to draw. Judge: EfficientNet-Lite0, nearest class mean (cosine, common mean removed) among the frozen list of 20
+held-out concepts, a class being pictures of the concept's own drawing in other scenes. Beside it, what the base draws with
+the concept's name.
+
+    python tools/emoji64/sources.py && python tools/emoji64/render.py      # the drawings, once
+    python benchmarks/teach.py [--concepts 10] [--sheet FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
+from examples import TAUGHT_PLACES, UNSEEN_PLACES, drawing_of, photo  # noqa: E402 - the recipe's folder is no package
+
+import cpserve  # noqa: E402
+from benchmarks.lite0 import lite0  # noqa: E402
+from cpserve.adapter import Adapter, empty_adapter  # noqa: E402
+from cpserve.base import BaseModel  # noqa: E402
+from cpserve.concept import Concept, Picture  # noqa: E402
+from cpserve.engines.eager import EagerEngine  # noqa: E402
+from trainer import Record, Settings, learn  # noqa: E402
+
+FROZEN = (
+    "baseball", "bed", "bicycle", "cheese wedge", "cookie", "crab", "drum", "fire engine", "jeans", "lizard", "lollipop",
+    "monkey", "palm tree", "rabbit face", "red apple", "rose", "shrimp", "snowman without snow", "telescope", "tulip",
+)  # fmt: skip
+STYLES = ("noto", "twitter", "joy")
+TAUGHT, OTHERS, DRAWN = 6, 12, 20
+
+
+def pictures(name: str, number: int) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Pictures to teach from, and pictures of the same drawing in other scenes."""
+    rgba, rng = drawing_of(name, STYLES[number % len(STYLES)]), np.random.default_rng((11, number))
+    taught = [photo(rng, rgba, TAUGHT_PLACES[i % 3], (0, 10)) for i in range(TAUGHT)]
+    others = [photo(rng, rgba, UNSEEN_PLACES[i % 3], (0, 15)) for i in range(OTHERS)]
+    return [Image.open(io.BytesIO(b)).convert("RGB") for b in taught], [Image.open(io.BytesIO(b)).convert("RGB") for b in others]
+
+
+def teach(base: BaseModel, images: list[Image.Image], settings: Settings, folder: Path) -> tuple[Adapter, float]:
+    began = time.monotonic()
+    record = Record(folder)
+    concept = Concept("thing", tuple(Picture(f"{i}.jpg", image) for i, image in enumerate(images)))
+    adapter = learn(base, concept, empty_adapter(base.spec.entry), settings, record)
+    record.delete()
+    return adapter, time.monotonic() - began
+
+
+def draw(base: BaseModel, prompt: str, adapter: Adapter | None, guidance: float) -> list[Image.Image]:
+    with EagerEngine(base) as engine:
+        prompts = [cpserve.Prompt(prompt, adapter)] * DRAWN
+        return [d.image for d in cpserve.generate(engine, prompts, range(DRAWN), cpserve.Drawing(guidance=guidance))]
+
+
+def shares(features: np.ndarray, means: np.ndarray, own: int) -> float:
+    centre = means.mean(0)
+    unit = (means - centre) / np.linalg.norm(means - centre, axis=1, keepdims=True)
+    return float(np.mean(((features - centre) @ unit.T).argmax(1) == own))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--base", default="builtin:emoji64")
+    arguments.add_argument("--concepts", type=int, default=10)
+    arguments.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the trainer")
+    arguments.add_argument("--guidance", type=float, default=3.0)
+    arguments.add_argument("--sheet", type=Path)
+    arguments.add_argument("--work", type=Path, default=Path("build/teach"))
+    asked = arguments.parse_args()
+    settings = Settings.of({k: json.loads(v) if v[0].isdigit() else v for k, v in (s.split("=") for s in asked.set)})
+    base = cpserve.load_base(asked.base)
+    made = [pictures(name, i) for i, name in enumerate(FROZEN)]
+    others = lite0([i for _, images in made for i in images]).reshape(len(FROZEN), OTHERS, -1)
+    means = others.mean(1)
+    rows, strips = [], []
+    for i in range(asked.concepts):
+        adapter, seconds = teach(base, made[i][0], settings, asked.work)
+        drawn = draw(base, "a photo of <thing>", adapter, asked.guidance)
+        plain = draw(base, f"a picture of a {FROZEN[i]}", None, asked.guidance)
+        rows.append({
+            "concept": FROZEN[i],
+            "seconds": round(seconds, 1),
+            "right": shares(lite0(drawn), means, i),
+            "base": shares(lite0(plain), means, i),
+            "real": shares(others[i], means, i),
+        })
+        strips.append([*made[i][0][:3], *drawn[:12], *plain[:3]])
+        print(rows[-1], flush=True)
+    if asked.sheet:
+        sheet = Image.new("RGB", (18 * 66, len(strips) * 66), "white")
+        for y, strip in enumerate(strips):
+            for x, image in enumerate(strip):
+                sheet.paste(image.resize((64, 64)), (x * 66, y * 66))
+        sheet.save(asked.sheet)
+    mean = {k: round(float(np.mean([r[k] for r in rows])), 3) for k in ("seconds", "right", "base", "real")}
+    print(json.dumps({"benchmark": "teach", "concepts": len(rows), "threads": torch.get_num_threads(), **settings.dump(), **mean}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The one border where what went wrong becomes words and an exit code.
+
+    CpserveError        its sentence and the hint on stderr, 1
+    a wrong option      click's own words, 2
+    KeyboardInterrupt   what was kept, 130
+    a closed pipe       nothing (click sees to it)
+    anything else       is a bug and keeps its traceback
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cpserve.errors import CpserveError
+
+STOPPED = 130  # as shells report a process that Ctrl-C ended
+
+
+class BorderGroup(click.Group):
+    """A group whose commands may raise what the table above says."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CpserveError as error:
+            click.echo(f"error: {error}", err=True)
+            if error.hint:
+                click.echo(f"hint: {error.hint}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt as stop:
+            click.echo(f"\nstopped: {stop or 'nothing was kept'}", err=True)
+            ctx.exit(STOPPED)
+
+
+@contextmanager
+def when_stopped(kept: str) -> Iterator[None]:
+    """Say `kept` if Ctrl-C ends what is inside."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(kept) from stop
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into a sentence about the user's own `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise CpserveError(
+            f"{path} cannot be written: {error.strerror or error}", hint="free some space, or choose another --out"
+        ) from error

@@ -1,0 +1,132 @@
+"""What several verbs share: the options that all have, opening the store, an engine and adapters."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cpserve.cli._show import note
+
+if TYPE_CHECKING:
+    from adapter_store import Store
+    from cpserve.adapter import Adapter
+    from cpserve.base import BaseModel
+    from cpserve.engine import Engine
+
+BASE = "builtin:emoji64"
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options of every verb."""
+
+    json: bool
+    threads: int | None
+    root: Path | None
+
+    @property
+    def store(self) -> Store:
+        from adapter_store import Store
+
+        return Store(self.root)
+
+    def start_torch(self) -> None:
+        """Import torch with the threads asked for, and without the remarks of the libraries above it."""
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        warnings.simplefilter("ignore", FutureWarning)
+        import torch
+        from diffusers.utils import logging as diffusers
+        from transformers.utils import logging as transformers
+
+        diffusers.disable_progress_bar()
+        transformers.disable_progress_bar()
+        if self.threads:
+            torch.set_num_threads(self.threads)
+
+
+def common_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options of all, handed over as its first argument, a `Common`."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON value on stdout, and nothing else there.")
+    @click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [default: one a core]")
+    @click.option(
+        "--store",
+        "root",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        help="Where adapters are kept.  [default: $CPSERVE_HOME or ~/.local/share/cpserve]",
+    )
+    @functools.wraps(verb)
+    def command(*, as_json: bool, threads: int | None, root: Path | None, **options: Any) -> None:
+        verb(Common(as_json, threads, root), **options)
+
+    return command
+
+
+def base_option(verb: Callable[..., None]) -> Callable[..., None]:
+    """`--base`, None where it is left out."""
+    words = f"The base model: {BASE}, a diffusers folder, a Hub id or a .safetensors file.  [default: {BASE}]"
+    return click.option("--base", metavar="BASE", help=words)(verb)
+
+
+def engine_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """`--engine`, `--bundle` and `--base`, for `open_for`."""
+    kinds = click.Choice(["auto", "eager", "onnx"])
+    words = "What runs the UNet: eager is torch; auto takes onnx where a bundle is given."
+    verb = base_option(verb)
+    verb = click.option(
+        "--bundle",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        help="An engine bundle, made by: cpserve export.",
+    )(verb)
+    return click.option("--engine", type=kinds, default="auto", show_default=True, help=words)(verb)
+
+
+def examples(*lines: str) -> str:
+    """A command's epilog."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def open_base(common: Common, base: str | None) -> BaseModel:
+    """Load the base model asked for."""
+    common.start_torch()
+    from cpserve.base import load_base
+
+    return load_base(base or BASE)
+
+
+def open_for(common: Common, engine: str, bundle: Path | None, base: str | None) -> Engine:
+    """Open the engine asked for."""
+    if bundle and (base or engine == "eager"):
+        other = f"--base {base}" if base else "--engine eager"
+        raise click.UsageError(f"a bundle holds its own base model, compiled: leave out --bundle or {other}")
+    common.start_torch()
+    from cpserve.engine import open_engine
+    from cpserve.engines.ort import OrtEngine
+
+    opened = open_engine(base or BASE, engine=engine, bundle=bundle)
+    if isinstance(opened, OrtEngine):
+        opened.threads = common.threads
+    return opened
+
+
+def read_adapters(common: Common, engine: Engine, refs: Sequence[str]) -> dict[str, tuple[str, Adapter]]:
+    """By reference: the version that it stands for, as `name@vN`, and its adapter; each is checked to fit the engine's base."""
+    from cpserve.adapter import Adapter, check_fits
+
+    read = {}
+    for ref in dict.fromkeys(refs):
+        version = common.store.version(ref)
+        adapter = Adapter.read(version.manifest, version.read)
+        if warning := check_fits(adapter, engine.spec.entry):
+            note(warning)
+        read[ref] = (str(version), adapter)
+    return read

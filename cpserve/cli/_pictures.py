@@ -1,0 +1,77 @@
+"""Picture files: written with the settings that made them, and never over a picture that others made; read as warily as
+concepts are."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from cpserve.cli._border import writing
+from cpserve.errors import ConceptError
+from cpserve.unpack import LIMITS, Picture, examine
+
+ENTRIES = 10_000  # of one folder or zip to classify; they are read one at a time
+MARGIN = 2  # pixels between the pictures of a grid
+
+
+def slug(prompt: str) -> str:
+    """A prompt as a part of a file name."""
+    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:40].rstrip("-_") or "picture"
+
+
+def save(image: Image.Image, folder: Path, stem: str, made_by: Mapping[str, str]) -> Path:
+    """Write `<stem>.png` with its settings inside; `<stem>-2.png` and so on where another picture has the name."""
+    info = PngInfo()
+    for key, value in made_by.items():
+        info.add_itxt(key, value)
+    with writing(folder):
+        path = next(p for p in _names(folder, stem) if not p.exists() or _settings(p, made_by) == dict(made_by))
+        image.save(path, "PNG", pnginfo=info)
+    return path
+
+
+def _names(folder: Path, stem: str) -> Generator[Path]:
+    yield folder / f"{stem}.png"
+    for number in count(2):
+        yield folder / f"{stem}-{number}.png"
+
+
+def _settings(path: Path, keys: Mapping[str, str]) -> dict[str, str | None]:
+    """What a file says of those keys; nothing if it is no PNG."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return {key: image.info.get(key) for key in keys}
+    except Exception:  # noqa: BLE001 - Pillow answers damage with a dozen kinds of error; the file is then somebody else's
+        return {}
+
+
+def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Pictures of one size, row by row."""
+    width, height = (side + MARGIN for side in images[0].size)
+    rows = -(-len(images) // columns)
+    page = Image.new("RGB", (columns * width - MARGIN, rows * height - MARGIN), "white")
+    for i, image in enumerate(images):
+        page.paste(image, (i % columns * width, i // columns * height))
+    return page
+
+
+def read(path: Path) -> Generator[tuple[str, Picture | ConceptError]]:
+    """Pictures with their paths, of a folder, a zip or a single file, and in its place the refusal of what cannot be taken."""
+    limits = replace(LIMITS, entries=ENTRIES, total_bytes=ENTRIES * LIMITS.file_bytes)
+    if path.is_dir() or path.suffix.lower() == ".zip" or not path.is_file():
+        for found in examine(path, limits):
+            yield str(path / found.entry), found
+        return
+    # a folder of one: the file passes the same checks
+    with tempfile.TemporaryDirectory() as folder:
+        with path.open("rb") as stream:
+            Path(folder, path.name).write_bytes(stream.read(LIMITS.file_bytes + 1))
+        for found in examine(Path(folder), limits):
+            yield str(path), found

@@ -1,0 +1,114 @@
+"""`cpserve adapters`: the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cpserve.cli._common import Common, common_options, examples
+from cpserve.cli._show import emit, pairs, table
+
+if TYPE_CHECKING:
+    from cpserve.manifest import Manifest
+
+
+@click.group(epilog=examples("cpserve adapters list", "cpserve adapters log pets", "cpserve adapters rollback pets@v2"))
+def adapters() -> None:
+    """List, show, verify and take out stored adapter versions; go back to an older one."""
+
+
+@adapters.command("list", epilog=examples("cpserve adapters list", "cpserve adapters list --json"))
+@common_options
+def list_(common: Common) -> None:
+    """All adapters with their newest version."""
+    store = common.store
+    heads = [store.version(name).manifest for name in store.names()]
+    value = [_summary(head) | {"aliases": store.aliases(head.name)} for head in heads]
+    rows = [(h.name, f"v{h.version}", _names(h), h.method, h.base.id) for h in heads]
+    empty = f"{store.root} holds no adapter; learn one: cpserve train --concept ZIP"
+    emit(value, table(("name", "newest", "concepts", "method", "base"), rows) if rows else empty, as_json=common.json)
+
+
+@adapters.command(epilog=examples("cpserve adapters log pets"))
+@click.argument("name")
+@common_options
+def log(common: Common, name: str) -> None:
+    """All versions of an adapter, newest first."""
+    manifests = common.store.log(name)
+    rows = [(f"v{m.version}", m.created, m.method, _names(m)) for m in manifests]
+    text = table(("version", "created", "method", "concepts"), rows)
+    emit([_summary(m) for m in manifests], text, as_json=common.json)
+
+
+@adapters.command(epilog=examples("cpserve adapters show pets@v2", "cpserve adapters show pets --json"))
+@click.argument("ref")
+@common_options
+def show(common: Common, ref: str) -> None:
+    """What a version is: its concepts, settings, scores and files."""
+    version = common.store.version(ref)
+    manifest = version.manifest
+    value = manifest.model_dump(mode="json")
+    top = {"version": str(version), "created": manifest.created, "method": manifest.method, "base": manifest.base.id}
+    concepts = [(c.name, c.token, c.class_word or "", f"v{c.since}", c.pictures) for c in manifest.concepts]
+    parts = [
+        pairs(top),
+        table(("concept", "say", "class word", "since", "pictures"), concepts),
+        *(pairs(dict(group)) for group in (manifest.settings, manifest.metrics, manifest.libraries) if group),
+        table(("file", "bytes", "sha256"), [(f.path, f.size, f.sha256) for f in manifest.files]),
+    ]
+    emit(value, "\n\n".join(parts), as_json=common.json)
+
+
+@adapters.command(epilog=examples("cpserve adapters verify", "cpserve adapters verify pets"))
+@click.argument("name", required=False)
+@common_options
+@click.pass_context
+def verify(ctx: click.Context, common: Common, name: str | None) -> None:
+    """Read every byte of one adapter, or of all, and name what is damaged; exit 1 if anything is."""
+    problems = common.store.verify(name)
+    value = [{"ref": p.ref, "path": p.path, "what": p.what} for p in problems]
+    count = 1 if name else len(common.store.names())
+    text = "\n".join(p.what for p in problems) or f"{count} adapter{'' if count == 1 else 's'}, nothing damaged"
+    emit(value, text, as_json=common.json)
+    if problems:
+        ctx.exit(1)
+
+
+@adapters.command(epilog=examples("cpserve adapters rollback pets@v2"))
+@click.argument("ref")
+@common_options
+def rollback(common: Common, ref: str) -> None:
+    """Store an older version again as the newest; nothing is lost."""
+    older = common.store.version(ref)
+    version = common.store.rollback(ref)
+    emit({"version": str(version), "from": str(older)}, f"{version} now holds what {older} does", as_json=common.json)
+
+
+@adapters.command(epilog=examples("cpserve adapters checkout pets@v2 pets-v2"))
+@click.argument("ref")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--for-training", is_flag=True, help="Also what only learning the next concept needs.")
+@common_options
+def checkout(common: Common, ref: str, folder: Path, for_training: bool) -> None:
+    """Write a version as a folder that plain diffusers loads, with its samples and a card that says how."""
+    version = common.store.version(ref)
+    written = common.store.checkout(ref, folder, for_training=for_training)
+    emit({"version": str(version), "folder": str(written)}, f"{version} is in {written}", as_json=common.json)
+
+
+def _names(manifest: Manifest) -> str:
+    return ", ".join(c.name for c in manifest.concepts)
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "created": manifest.created,
+        "method": manifest.method,
+        "base": manifest.base.id,
+        "concepts": [{"name": c.name, "token": c.token, "since": c.since} for c in manifest.concepts],
+        "metrics": dict(manifest.metrics),
+    }

@@ -1,0 +1,44 @@
+"""`cpserve export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cpserve.cli._common import Common, base_option, common_options, examples, open_base
+from cpserve.cli._show import emit, table
+
+MIB = 1 << 20
+
+
+@click.command(epilog=examples("cpserve export --onnx --out bundle", "cpserve export --onnx --out bundle --dry-run"))
+@click.option("--onnx", is_flag=True, required=True, help="For ONNX Runtime.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="BUNDLE")
+@base_option
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
+@common_options
+def export(common: Common, onnx: bool, out: Path, base: str | None, dry_run: bool) -> None:  # noqa: ARG001 - the one target
+    """Compile a base model once, for every adapter: an engine bundle for --bundle."""
+    model = open_base(common, base)
+    from export.build import plan_export
+
+    plan = plan_export(model, out)
+    value = {
+        "action": plan.action,
+        "out": str(out),
+        "key": plan.recipe.key,
+        "bytes": plan.bytes,
+        "files": [{"name": f.name, "bytes": f.bytes, "what": f.what} for f in plan.files],
+    }
+    rows = [(f.name, f"{f.bytes / MIB:,.1f} MiB", f.what) for f in plan.files]
+    if dry_run:
+        listed = table(("file", "about", "what"), rows)
+        emit(value, f"{out}: {plan.action}\n\n{listed}", as_json=common.json)
+        return
+    bundle = plan.execute(lambda what: click.echo(what, err=True))
+    parity = dict(bundle.manifest.parity)
+    worst = max(parity.values(), default=0.0)
+    text = f"{out}: {'is' if plan.action == 'up to date' else 'now'} {plan.action}" if plan.action == "up to date" else ""
+    text = text or f"{out}: {plan.bytes / MIB:,.0f} MiB, at most {worst:.1e} away from torch"
+    emit({**value, "parity": parity}, f"{text}\nnext: cpserve generate PROMPT --bundle {out}", as_json=common.json)

@@ -1,0 +1,136 @@
+"""`cpserve generate`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cpserve.cli._border import writing
+from cpserve.cli._common import Common, common_options, engine_options, examples, open_for, read_adapters
+from cpserve.cli._show import emit, note, reporting
+
+if TYPE_CHECKING:
+    from cpserve.adapter import Adapter
+    from cpserve.engine import Engine
+    from cpserve.generate import Drawing
+
+SAMPLERS = ("dpm", "ddim")  # cpserve.sample's, which would cost `--help` an import of torch; a test compares them
+Named = tuple[str, "Adapter"]
+
+
+@click.command(
+    epilog=examples(
+        'cpserve generate "a photo of <dog>" -n 8',
+        'cpserve generate "a photo of <dog>" "a drawing of <dog>" --adapter pets@v2 --out pictures',
+        'cpserve generate "a photo of <dog>" "a photo of <dog>" --adapter pets@v1 --adapter pets@v2 --bundle bundle',
+    )
+)
+@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
+@click.option(
+    "--adapter",
+    "refs",
+    multiple=True,
+    metavar="REF",
+    help="NAME, NAME@vN or NAME@ALIAS: one for all prompts, or one for each, in order.  [default: default, if it exists]",
+)
+@click.option("-n", "each", type=click.IntRange(1, 1000), default=4, show_default=True, help="Pictures of each prompt.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the first; then counting.")
+@click.option("--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Denoising steps.")
+@click.option("--guidance", type=click.FloatRange(1, 100), default=3.0, show_default=True, help="1 for none.")
+@click.option("--negative", default="", metavar="TEXT", help="What to keep away from.")
+@click.option("--size", type=click.IntRange(8), metavar="PX", help="Side of the picture.  [default: the base's own]")
+@click.option("--sampler", type=click.Choice(SAMPLERS), default="dpm", show_default=True)
+@engine_options
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, metavar="DIR"
+)
+@common_options
+def generate(
+    common: Common,
+    prompts: tuple[str, ...],
+    refs: tuple[str, ...],
+    each: int,
+    seed: int,
+    engine: str,
+    bundle: Path | None,
+    base: str | None,
+    out: Path,
+    steps: int,
+    guidance: float,
+    negative: str,
+    size: int | None,
+    sampler: str,
+) -> None:
+    """Draw every prompt, with seeds counting up.
+
+    A picture depends on its prompt, adapter and seed, never on its neighbours. A file is only replaced by the same picture.
+    """
+    refs = refs or (("default",) if common.store.head("default") else ())
+    if len(refs) not in {0, 1, len(prompts)}:
+        raise click.UsageError(f"{len(prompts)} prompts go with one --adapter, or one for each, not {len(refs)}")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with open_for(common, engine, bundle, base) as opened:
+        from cpserve.generate import Drawing
+
+        read = read_adapters(common, opened, refs)
+        order = refs if len(refs) == len(prompts) else refs * len(prompts)
+        named = [read[ref] for ref in order] or [None] * len(prompts)
+        drawing = Drawing(steps=steps, guidance=guidance, negative=negative, size=size, sampler=sampler)
+        pictures = _draw(opened, list(zip(prompts, named, strict=True)), range(seed, seed + each), drawing, out)
+    files = [str(picture["file"]) for picture in pictures[1:]]
+    emit({"grid": pictures[0]["file"], "pictures": pictures[1:]}, "\n".join([*files, pictures[0]["file"]]), as_json=common.json)
+
+
+def _draw(
+    engine: Engine, jobs: list[tuple[str, Named | None]], seeds: range, drawing: Drawing, out: Path
+) -> list[dict[str, str]]:
+    """Draw and write; what each file holds, the grid first."""
+    from cpserve.cli import _pictures
+    from cpserve.generate import generate as draw
+    from cpserve.prompts import Prompt
+
+    for text, named in jobs:
+        _warn_of_strangers(text, named)
+    prompts = [Prompt(text, named[1] if named else None) for text, named in jobs for _ in seeds]
+    with reporting() as report:
+        drawn = draw(engine, prompts, [*seeds] * len(jobs), drawing, lambda done, all_: report("drawing", done, all_, ""))
+    made_by = [_made_by(engine, text, named, seed, drawing) for text, named in jobs for seed in seeds]
+    written = []
+    for one, settings in zip(drawn, made_by, strict=True):
+        file = _pictures.save(one.image, out, f"{_pictures.slug(one.prompt)}-{one.seed}", settings)
+        written.append({"file": str(file), **settings})
+    page = _pictures.grid([one.image for one in drawn], len(seeds))
+    sheet = _pictures.save(page, out, "grid", {"pictures": json.dumps(made_by)})
+    return [{"file": str(sheet)}, *written]
+
+
+def _made_by(engine: Engine, prompt: str, named: Named | None, seed: int, drawing: Drawing) -> dict[str, str]:
+    """All that a picture depends on."""
+    entry = engine.spec.entry
+    return {
+        "prompt": prompt,
+        "adapter": named[0] if named else "",
+        "adapter_sha256": named[1].content_hash if named else "",
+        "base": entry.id,
+        "base_sha256": entry.fingerprint.weights,
+        "seed": str(seed),
+        "steps": str(drawing.steps),
+        "guidance": str(drawing.guidance),
+        "negative": drawing.negative,
+        "size": str(drawing.size or engine.spec.pixels),
+        "sampler": drawing.sampler,
+        "engine": engine.kind,
+    }
+
+
+def _warn_of_strangers(prompt: str, named: Named | None) -> None:
+    """A token that nobody learned is drawn as its letters: most likely a typing error or the wrong adapter."""
+    known = named[1].tokens if named else []
+    for token in re.findall(r"<[\w.-]+>", prompt):
+        if token not in known:
+            note(f"{named[0] if named else 'the base model'} has not learned {token}; it knows {', '.join(known) or 'none'}")

@@ -1,0 +1,141 @@
+"""The whole story on the built-in base: teach three concepts, draw, recognise, export, draw again, and tell it on one page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from cpserve.adapter import Adapter
+from cpserve.base import load_base
+from cpserve.classify import Answer, classify
+from cpserve.concept import read_concept
+from cpserve.engine import Engine, open_engine
+from cpserve.engines.eager import EagerEngine
+from cpserve.errors import CpserveError
+from cpserve.generate import Drawing, Drawn, generate
+from cpserve.learning import head_adapter, learn
+from cpserve.prompts import Prompt
+
+if TYPE_CHECKING:
+    from adapter_store import Store
+    from trainer import Settings
+
+ADAPTER = "demo"
+EACH = 6
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the demo measured: the last line of its output."""
+
+    concepts: int
+    dc_accuracy: float
+    dc_pictures: int
+    largest_pixel_difference: float
+    seconds: float
+    report: str
+
+    def json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def run_demo(examples: Path, store: Store, out: Path, settings: Settings, say: Callable[[str], None]) -> Told:
+    """Run it all; `examples` holds `<name>.zip` to teach from and `unseen/<name>/*.jpg` to judge by.
+
+    Raises:
+        CpserveError: there are no examples, or a step fails.
+    """
+    from export.build import export_onnx
+
+    began = time.monotonic()
+    zips = sorted(examples.glob("*.zip"), key=lambda path: (path.stem != "rocket", path.stem))
+    if not zips:
+        raise CpserveError(f"there are no example zips in {examples}", hint="run it in a checkout, or name a folder: --examples DIR")
+    base = load_base()
+    for path in zips:
+        say(f"teaching {path.stem} from {path}")
+        [learned] = learn(base, [read_concept(path)], store, ADAPTER, settings, restart=True)
+        say(f"  {ADAPTER}@v{learned.version.manifest.version}")
+    adapter = head_adapter(store, ADAPTER, base, settings.method)
+    names = [c.name for c in adapter.manifest.concepts]
+    with EagerEngine(base) as engine:
+        say("drawing every concept")
+        drawn = _draw(engine, adapter)
+        say("recognising pictures never seen")
+        unseen = [(name, path) for name in names for path in sorted((examples / "unseen" / name).glob("*.jpg"))]
+        pictures = [Image.open(path, formats=("JPEG",)).convert("RGB") for _, path in unseen]
+        answers = classify(engine, pictures, adapter)
+    say("exporting to ONNX and drawing again from the bundle")
+    bundle = export_onnx(base, out / "bundle")
+    with open_engine(engine="onnx", bundle=bundle.root) as engine:
+        again = _draw(engine, adapter)
+    right = [answer.label == name for answer, (name, _) in zip(answers, unseen, strict=True)]
+    told = Told(
+        concepts=len(names),
+        dc_accuracy=round(float(np.mean(right)), 4),
+        dc_pictures=len(right),
+        largest_pixel_difference=_difference(drawn, again),
+        seconds=round(time.monotonic() - began, 1),
+        report=str(out / "report.html"),
+    )
+    taught = {path.stem: [p.image for p in read_concept(path).pictures] for path in zips}
+    (out / "report.html").write_text(_page(told, taught, drawn, again, list(zip(unseen, pictures, answers, strict=True))))
+    return told
+
+
+def _draw(engine: Engine, adapter: Adapter) -> list[Drawn]:
+    prompts = [Prompt(f"a photo of {c.token}", adapter) for c in adapter.manifest.concepts for _ in range(EACH)]
+    seeds = [seed for _ in adapter.manifest.concepts for seed in range(EACH)]
+    return generate(engine, prompts, seeds, Drawing(guidance=3.0))
+
+
+def _difference(first: Sequence[Drawn], second: Sequence[Drawn]) -> float:
+    """The largest difference of a pixel between two drawings of the same, in 0..255."""
+    return max(
+        float(np.abs(np.asarray(a.image, dtype=int) - np.asarray(b.image, dtype=int)).max())
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _page(
+    told: Told, taught: dict[str, list[Image.Image]], drawn: list[Drawn], again: list[Drawn], judged: list[tuple[Any, Any, Answer]]
+) -> str:
+    rows = []
+    for prompt in dict.fromkeys(d.prompt for d in drawn):
+        pictures = [(d.image, f"seed {d.seed}") for d in drawn if d.prompt == prompt]
+        compiled = [(d.image, "from the bundle") for d in again if d.prompt == prompt]
+        rows.append(f"<h3>{html.escape(prompt)}</h3>{_strip(pictures)}{_strip(compiled)}")
+    photos = "".join(f"<h3>{html.escape(n)}</h3>{_strip([(i, n) for i in images])}" for n, images in taught.items())
+    answers = [
+        (image, f"{'✓' if answer.label == name else '✗'} {answer.label} {answer.probability:.2f}") for (name, _), image, answer in judged
+    ]
+    figures = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in asdict(told).items())
+    return (
+        "<!doctype html><meta charset=utf-8><title>cpserve demo</title><style>body{font:15px sans-serif;max-width:70em;margin:2em auto}"
+        "figure{display:inline-block;margin:4px;text-align:center;font-size:12px}img{width:96px;image-rendering:pixelated}</style>"
+        f"<h1>cpserve: the story on the built-in base</h1><table>{figures}</table>"
+        f"<h2>Taught from these pictures, one concept after another</h2>{photos}"
+        f"<h2>Drawn by the last version: by torch, then from the ONNX bundle</h2>{''.join(rows)}"
+        f"<h2>Pictures never seen, as the diffusion classifier labels them</h2>{_strip(answers)}"
+    )
+
+
+def _strip(pictures: Sequence[tuple[Image.Image, str]]) -> str:
+    return "<div>" + "".join(_figure(image, words) for image, words in pictures) + "</div>"
+
+
+def _figure(image: Image.Image, words: str) -> str:
+    buffer = io.BytesIO()
+    image.resize((96, 96), Image.Resampling.NEAREST if image.width < 96 else Image.Resampling.LANCZOS).save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{html.escape(words)}</figcaption></figure>'

@@ -145,8 +145,8 @@ def _pipeline(source: str, revision: str | None) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BaseModelError(
             f"the base model {source!r} cannot be loaded: {str(error).splitlines()[0]}",
-            hint=f"give {BUILTIN}, a diffusers folder, a Hub id of a Stable Diffusion 1.x or 2.x model, or its .safetensors "
-            "file (offline: with the repository's model_index.json and settings beside it)",
+            hint=f"give {BUILTIN}, a diffusers folder, a Hub id of a Stable Diffusion 1.x or 2.x model, or its "
+            ".safetensors file (offline: with the repository's model_index.json and settings beside it)",
         ) from error
 
 

@@ -103,7 +103,9 @@ def _learn_one(
     files = made.files()
     files["README.md"] = render_card(made.manifest, name).encode()
     head = start.manifest.version
-    version = store.commit(name, files, made.manifest, expected_head=head)
+    pin = store.version(f"{name}@v{head}").pin if head else None
+    draft = made.manifest.model_copy(update={"trained_from": pin})
+    version = store.commit(name, files, draft, expected_head=head)
     record.delete()  # type: ignore[attr-defined]
     return Learned(concept.name, version, warning)
 

@@ -26,7 +26,7 @@ class TensorSpec:
 class Signature:
     """The contract of one base model's UNet.
 
-    `multiple` divides every latent side, since each of the UNet's levels halves it; `sizes` are the latent sides that an
+    `multiple` divides every latent side, since each UNet level halves it; `sizes` are the latent sides that an
     engine admits (None: any).
     """
 

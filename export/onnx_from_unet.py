@@ -1,7 +1,7 @@
 """Torch modules in, ONNX files out: the UNet with its packed K,V, and the text encoder and VAE beside it.
 
 Knows how to trace; does not know what a bundle is (`build.py`). Every graph is float32 and takes any batch, picture
-size and number of prompts. VAE graphs speak latents of unit scale, as `BaseModel` does: no runner can scale them wrongly.
+size and number of prompts. VAE graphs speak latents of unit scale, as `BaseModel` does: no runner scales them again.
 """
 
 from __future__ import annotations

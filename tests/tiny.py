@@ -81,11 +81,9 @@ def write_pipeline(folder: Path, shape: Shape, *, seed: int = 0, scaling_factor:
     levels = len(shape.widths)
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
-        sample_size=LATENT_SIZE,
         block_out_channels=shape.widths,
-        layers_per_block=1,
         cross_attention_dim=shape.text_width,
-        **shape.unet,
+        **{"sample_size": LATENT_SIZE, "layers_per_block": 1, **shape.unet},
     )
     vae = AutoencoderKL(
         block_out_channels=(16,) * levels,

@@ -1,10 +1,10 @@
 """The one border where what went wrong becomes words and an exit code.
 
-    CpserveError        its sentence and the hint on stderr, 1
-    a wrong option      click's own words, 2
-    KeyboardInterrupt   what was kept, 130
-    a closed pipe       nothing (click sees to it)
-    anything else       is a bug and keeps its traceback
+CpserveError        its sentence and the hint on stderr, 1
+a wrong option      click's own words, 2
+KeyboardInterrupt   what was kept, 130
+a closed pipe       nothing (click sees to it)
+anything else       is a bug and keeps its traceback
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ def read(path: Path) -> Generator[tuple[str, Picture | ConceptError]]:
     limits = replace(LIMITS, entries=ENTRIES, total_bytes=ENTRIES * LIMITS.file_bytes)
     if path.is_dir() or path.suffix.lower() == ".zip" or not path.is_file():
         for found in examine(path, limits):
-            yield str(path / found.entry), found
+            whole = found.entry == str(path)  # what is wrong with a folder or zip itself
+            yield str(path if whole else path / found.entry), found
         return
     # a folder of one: the file passes the same checks
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ Report = Callable[[str, int, int, str], None]  # (what, steps done, steps in all
 
 def emit(value: Any, text: str, *, as_json: bool) -> None:
     """Print the one or the other."""
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False) if as_json else text)
+    click.echo(json.dumps(value, indent=1) if as_json else text)
 
 
 def note(text: str) -> None:
@@ -28,16 +28,21 @@ def note(text: str) -> None:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Left-aligned columns under their names."""
-    cells = [list(head), *([str(cell) for cell in row] for row in rows)]
+    cells = [list(head), *([_printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     return "\n".join(line.rstrip() for line in lines)
 
 
-def pairs(values: dict[str, Any]) -> str:
+def pairs(values: Mapping[str, Any], indent: int = 0) -> str:
     """One `name  value` a line."""
     width = max(map(len, values), default=0)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in values.items())
+    return "\n".join(f"{' ' * indent}{name.ljust(width)}  {_printable(value)}" for name, value in values.items())
+
+
+def _printable(value: object) -> str:
+    """Without what could move a terminal's cursor: names of strangers' files come this way."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
 
 
 @contextmanager
@@ -56,8 +61,8 @@ def reporting() -> Iterator[Report]:
 
         def report(what: str, done: int, total: int, detail: str) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total, detail="")
-            bars.update(tasks[what], completed=done, detail=f"{detail} {peak_memory()}".strip())
+                tasks[what] = bars.add_task(what, detail="")
+            bars.update(tasks[what], completed=done, total=total, detail=f"{detail} {peak_memory()}".strip())
 
         yield report
 

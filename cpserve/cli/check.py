@@ -27,7 +27,9 @@ def check(ctx: click.Context, common: Common, path: Path) -> None:
     rows = [(s.entry, "x".join(map(str, s.size)), s.caption or "", "; ".join(s.notes)) for s in report.seen]
     parts = [table(("picture", "size", "caption", "note"), rows)] if rows else []
     if report.refusals:
-        parts.append(table(("refused", "because it", "what helps"), [(r.entry, r.rule, r.hint) for r in report.refusals]))
+        parts.append(
+            table(("refused", "because it", "what helps"), [(r.entry, r.rule, r.hint) for r in report.refusals])
+        )
     emit(value, "\n\n".join(parts), as_json=common.json)
     if report.refusals:
         ctx.exit(1)

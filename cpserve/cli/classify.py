@@ -38,7 +38,9 @@ Labelled = list[tuple[str, "Answer"]]
     metavar="CSV",
     help="Also write a table with the probability of every label.",
 )
-@click.option("--draws", type=click.IntRange(1), metavar="N", help="Noise draws for each picture: more are surer and slower.")
+@click.option(
+    "--draws", type=click.IntRange(1), metavar="N", help="Noise draws for each picture: more are surer and slower."
+)
 @engine_options
 @common_options
 @click.pass_context
@@ -84,7 +86,7 @@ def _pictures(paths: Sequence[Path], refused: list[dict[str, str]]) -> Iterator[
     for path in paths:
         for where, found in _pictures.read(path):
             if isinstance(found, ConceptError):
-                click.echo(f"refused: {where} {found.rule}", err=True)
+                click.echo(f"refused: {found}", err=True)
                 refused.append({"picture": where, "rule": found.rule, "hint": found.hint})
             else:
                 yield where, found
@@ -108,7 +110,7 @@ def _write(out: Path, labelled: Labelled) -> None:
     labels = list(labelled[0][1].probabilities) if labelled else []
     with writing(out), ExitStack() as stack:
         out.parent.mkdir(parents=True, exist_ok=True)
-        sheet = csv.writer(stack.enter_context(out.open("w", newline="", encoding="utf-8")))
+        sheet = csv.writer(stack.enter_context(out.open("w", newline="", encoding="utf-8", errors="surrogateescape")))
         sheet.writerow(["picture", "label", "evaluations", *labels])
         for where, answer in labelled:
             chances = [f"{answer.probabilities[label]:.6f}" for label in labels]

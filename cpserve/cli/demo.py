@@ -9,7 +9,13 @@ import click
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True, help="Where the report goes.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("demo"),
+    show_default=True,
+    help="Where the report goes.",
+)
 @click.option(
     "--examples",
     type=click.Path(path_type=Path, exists=True, file_okay=False),

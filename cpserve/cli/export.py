@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cpserve.cli._border import writing
 from cpserve.cli._common import Common, base_option, common_options, examples, open_base
 from cpserve.cli._show import emit, table
 
@@ -31,14 +32,12 @@ def export(common: Common, onnx: bool, out: Path, base: str | None, dry_run: boo
         "bytes": plan.bytes,
         "files": [{"name": f.name, "bytes": f.bytes, "what": f.what} for f in plan.files],
     }
-    rows = [(f.name, f"{f.bytes / MIB:,.1f} MiB", f.what) for f in plan.files]
     if dry_run:
-        listed = table(("file", "about", "what"), rows)
-        emit(value, f"{out}: {plan.action}\n\n{listed}", as_json=common.json)
+        files = table(("file", "about", "what"), [(f.name, f"{f.bytes / MIB:,.1f} MiB", f.what) for f in plan.files])
+        emit(value, f"{out}: {plan.action}\n\n{files}", as_json=common.json)
         return
-    bundle = plan.execute(lambda what: click.echo(what, err=True))
+    with writing(out):
+        bundle = plan.execute(lambda what: click.echo(what, err=True))
     parity = dict(bundle.manifest.parity)
-    worst = max(parity.values(), default=0.0)
-    text = f"{out}: {'is' if plan.action == 'up to date' else 'now'} {plan.action}" if plan.action == "up to date" else ""
-    text = text or f"{out}: {plan.bytes / MIB:,.0f} MiB, at most {worst:.1e} away from torch"
-    emit({**value, "parity": parity}, f"{text}\nnext: cpserve generate PROMPT --bundle {out}", as_json=common.json)
+    made = f"{out}: {plan.action}, at most {max(parity.values()):.1e} away from torch"
+    emit(value | {"parity": parity}, f"{made}\nnext: cpserve generate PROMPT --bundle {out}", as_json=common.json)

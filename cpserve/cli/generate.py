@@ -38,7 +38,9 @@ Named = tuple[str, "Adapter"]
     help="NAME, NAME@vN or NAME@ALIAS: one for all prompts, or one for each, in order.  [default: default, if it exists]",
 )
 @click.option("-n", "each", type=click.IntRange(1, 1000), default=4, show_default=True, help="Pictures of each prompt.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the first; then counting.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the first; then counting."
+)
 @click.option("--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Denoising steps.")
 @click.option("--guidance", type=click.FloatRange(1, 100), default=3.0, show_default=True, help="1 for none.")
 @click.option("--negative", default="", metavar="TEXT", help="What to keep away from.")
@@ -72,18 +74,22 @@ def generate(
     refs = refs or (("default",) if common.store.head("default") else ())
     if len(refs) not in {0, 1, len(prompts)}:
         raise click.UsageError(f"{len(prompts)} prompts go with one --adapter, or one for each, not {len(refs)}")
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
     with open_for(common, engine, bundle, base) as opened:
         from cpserve.generate import Drawing
 
         read = read_adapters(common, opened, refs)
+        with writing(out):  # sooner than the drawing
+            out.mkdir(parents=True, exist_ok=True)
         order = refs if len(refs) == len(prompts) else refs * len(prompts)
         named = [read[ref] for ref in order] or [None] * len(prompts)
         drawing = Drawing(steps=steps, guidance=guidance, negative=negative, size=size, sampler=sampler)
         pictures = _draw(opened, list(zip(prompts, named, strict=True)), range(seed, seed + each), drawing, out)
     files = [str(picture["file"]) for picture in pictures[1:]]
-    emit({"grid": pictures[0]["file"], "pictures": pictures[1:]}, "\n".join([*files, pictures[0]["file"]]), as_json=common.json)
+    emit(
+        {"grid": pictures[0]["file"], "pictures": pictures[1:]},
+        "\n".join([*files, pictures[0]["file"]]),
+        as_json=common.json,
+    )
 
 
 def _draw(
@@ -98,7 +104,9 @@ def _draw(
         _warn_of_strangers(text, named)
     prompts = [Prompt(text, named[1] if named else None) for text, named in jobs for _ in seeds]
     with reporting() as report:
-        drawn = draw(engine, prompts, [*seeds] * len(jobs), drawing, lambda done, all_: report("drawing", done, all_, ""))
+        drawn = draw(
+            engine, prompts, [*seeds] * len(jobs), drawing, lambda done, all_: report("drawing", done, all_, "")
+        )
     made_by = [_made_by(engine, text, named, seed, drawing) for text, named in jobs for seed in seeds]
     written = []
     for one, settings in zip(drawn, made_by, strict=True):
@@ -133,4 +141,6 @@ def _warn_of_strangers(prompt: str, named: Named | None) -> None:
     known = named[1].tokens if named else []
     for token in re.findall(r"<[\w.-]+>", prompt):
         if token not in known:
-            note(f"{named[0] if named else 'the base model'} has not learned {token}; it knows {', '.join(known) or 'none'}")
+            note(
+                f"{named[0] if named else 'the base model'} has not learned {token}; it knows {', '.join(known) or 'none'}"
+            )

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from cpserve.learning import Learned
     from trainer import Progress, Settings
 
-METHODS = ("none", "ewc-dc", "null-space")  # trainer's, which would cost `--help` an import of torch; a test compares them
+METHODS = (
+    "none",
+    "ewc-dc",
+    "null-space",
+)  # trainer's, which would cost `--help` an import of torch; a test compares them
 ROWS_PER_S = 100  # of the built-in base's training on two AVX-512 cores: 400 steps of 16 rows in 64 s
 
 
@@ -54,7 +58,11 @@ class _Plan:
     def text(self) -> str:
         versions = [f"{self.adapter}@v{self.head + i + 1}" for i in range(len(self.concepts))]
         rows = [(c.name, len(c.pictures), v) for c, v in zip(self.concepts, versions, strict=True)]
-        start = f"on top of {self.adapter}@v{self.head}, which knows {', '.join(self.known)}" if self.head else "from nothing"
+        start = (
+            f"on top of {self.adapter}@v{self.head}, which knows {', '.join(self.known)}"
+            if self.head
+            else "from nothing"
+        )
         settings = self.settings
         work = f"{len(rows)} x {settings.steps} steps x {settings.batch} rows = {self.rows:,} rows through the UNet and back"
         if self.base == BASE:

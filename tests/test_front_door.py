@@ -1,0 +1,120 @@
+"""Laws of the whole path: teach, keep, check out, draw, recognise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adapter_store import Store
+from cpserve.adapter import empty_adapter
+from cpserve.base import BaseModel
+from cpserve.classify import NONE, Judging, classify
+from cpserve.engines.eager import EagerEngine
+from cpserve.errors import AdapterError
+from cpserve.generate import Drawing, draw_latents, generate
+from cpserve.learning import head_adapter, learn
+from cpserve.prompts import Prompt
+from cpserve.sample import starting_noise
+from tests.test_trainer import QUICK, concept
+
+ADAPTER = "pets"
+
+
+@pytest.fixture(scope="module", name="base")
+def _base(bases: dict[str, BaseModel]) -> BaseModel:
+    return bases["sd15"]
+
+
+@pytest.fixture(scope="module")
+def store(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store in which `pets` learned a dog (v1) and a cat (v2)."""
+    made = Store(tmp_path_factory.mktemp("store"))
+    learn(base, [concept("dog"), concept("cat", 1)], made, ADAPTER, QUICK)
+    return made
+
+
+PLAIN = """
+import sys
+sys.modules["cpserve"] = sys.modules["trainer"] = sys.modules["adapter_store"] = None
+import numpy as np, torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+base, R, noise, out = sys.argv[1:]
+pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+pipe.load_lora_weights(R, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
+for name in ("dog", "cat"):
+    pipe.load_textual_inversion(R, weight_name=f"embeddings/{name}.safetensors", use_safetensors=True)
+made = pipe("a photo of <cat>", latents=torch.from_numpy(np.load(noise)), num_inference_steps=8, guidance_scale=3.0, output_type="np")
+np.save(out, made.images)
+"""
+
+
+def test_plain_diffusers_draws_a_checked_out_version(
+    base: BaseModel, folders: dict[str, Path], store: Store, tmp_path: Path
+) -> None:
+    """Diffusers, with cpserve not importable, loads a checked-out folder by the card's snippet and draws the same to 1e-3."""
+    folder = store.checkout(f"{ADAPTER}@v2", tmp_path / "pets")
+    noise = starting_noise([5], (base.spec.channels, base.spec.latent_size, base.spec.latent_size))
+    np.save(tmp_path / "noise.npy", noise.numpy())
+    arguments = [str(folders["sd15"]), str(folder), str(tmp_path / "noise.npy"), str(tmp_path / "made.npy")]
+    subprocess.run([sys.executable, "-c", PLAIN, *arguments], check=True, capture_output=True)
+    theirs = np.load(tmp_path / "made.npy")
+    with EagerEngine(base) as engine:
+        adapter = head_adapter(store, ADAPTER, base, "none")
+        latents = draw_latents(engine, [Prompt("a photo of <cat>", adapter)], [5], Drawing(steps=8, guidance=3.0))
+        ours = (engine.decode(latents).clamp(-1, 1) + 1) / 2
+    assert np.abs(ours.permute(0, 2, 3, 1).numpy() - theirs).max() < 1e-3
+    assert "load_textual_inversion" in (folder / "README.md").read_text()
+
+
+def test_a_picture_belongs_to_its_seed(base: BaseModel, store: Store) -> None:
+    """A picture is the same alone, in a batch, and beside other prompts."""
+    prompt = Prompt("a photo of <dog>", head_adapter(store, ADAPTER, base, "none"))
+    with EagerEngine(base) as engine:
+        [alone] = generate(engine, [prompt], [7], Drawing(steps=4))
+        crowd = generate(engine, [Prompt("a cat"), prompt, prompt], [7, 8, 7], Drawing(steps=4))
+    difference = np.abs(np.asarray(alone.image, int) - np.asarray(crowd[2].image, int)).max()
+    assert difference <= 1  # rounding to 8 bits may fall either way when a sum is taken in another order
+    assert np.asarray(crowd[1].image, int).tolist() != np.asarray(crowd[2].image, int).tolist()
+
+
+def test_answers_are_whole_and_independent(base: BaseModel, store: Store) -> None:
+    """Probabilities over concepts and `none of these` sum to one; a picture's answer does not depend on its neighbours."""
+    adapter = head_adapter(store, ADAPTER, base, "none")
+    images = [p.image for p in concept("dog").pictures]
+    judging = Judging(draws=3)
+    with EagerEngine(base) as engine:
+        together = classify(engine, images, adapter, judging)
+        alone = [classify(engine, [image], adapter, judging)[0] for image in images]
+    for one, other in zip(together, alone, strict=True):
+        assert set(one.probabilities) == {"dog", "cat", NONE}
+        assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert one.label == other.label
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-3)
+        assert one.evaluations == 3 * 3
+
+
+def test_an_adapter_that_knows_nothing_cannot_classify(base: BaseModel) -> None:
+    """Classifying by an adapter without concepts says how to teach one."""
+    with EagerEngine(base) as engine, pytest.raises(AdapterError, match="no concept") as caught:
+        classify(engine, [Image.new("RGB", (64, 64))], empty_adapter(base.spec.entry))
+    assert "cpserve train" in caught.value.hint
+
+
+def test_every_version_shows_every_concept(store: Store) -> None:
+    """Each version carries seeded samples of all concepts so far, and its concepts know the version they came in."""
+    assert [c.since for c in store.version(f"{ADAPTER}@v2").manifest.concepts] == [1, 2]
+    samples = {p for p in store.version(f"{ADAPTER}@v2").paths() if p.startswith("samples/")}
+    assert {p.split("/")[1].split("-")[0] for p in samples} == {"dog", "cat"}
+
+
+def test_trained_from_pins_the_version_before(store: Store) -> None:
+    """A learned version names the version that it was trained from, by the hash of its document."""
+    first, second = (store.version(f"{ADAPTER}@v{n}") for n in (1, 2))
+    assert first.manifest.trained_from is None
+    assert second.manifest.trained_from == first.pin == second.manifest.previous

@@ -21,17 +21,14 @@ class _Verbs(BorderGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         if cmd_name not in VERBS:
             return None
-        try:
-            module = importlib.import_module(f"cpserve.cli.{cmd_name}")
-        except ModuleNotFoundError as error:
-            if error.name == f"cpserve.cli.{cmd_name}":
-                return None
-            raise
+        module = importlib.import_module(f"cpserve.cli.{cmd_name}")
         command: click.Command = getattr(module, cmd_name)
         return command
 
 
-@click.group(cls=_Verbs, name="cpserve", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Verbs, name="cpserve", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="cpserve")
 def main() -> None:
     """Teach a text-to-image diffusion model new concepts one after another; keep every version; draw and recognise them."""

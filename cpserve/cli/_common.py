@@ -46,7 +46,7 @@ class Common:
         from transformers.utils import logging as transformers
 
         diffusers.disable_progress_bar()
-        transformers.disable_progress_bar()
+        transformers.disable_progress_bar()  # type: ignore[no-untyped-call]
         if self.threads:
             torch.set_num_threads(self.threads)
 

@@ -1,5 +1,4 @@
-"""Picture files: written with the settings that made them, and never over a picture that others made; read as warily as
-concepts are."""
+"""Picture files: written with the settings inside that made them, never over another picture; read as warily as concepts."""
 
 from __future__ import annotations
 

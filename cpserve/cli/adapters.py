@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog=examples("cpserve adapters list", "cpserve adapters log pets", "cpserve adapters rollback pets@v2"))
 def adapters() -> None:
-    """List, show, verify and take out stored adapter versions; go back to an older one."""
+    """List, verify and roll back stored adapters."""
 
 
 @adapters.command("list", epilog=examples("cpserve adapters list", "cpserve adapters list --json"))

@@ -16,7 +16,10 @@ from cpserve.cli._show import emit, table
 @common_options
 @click.pass_context
 def check(ctx: click.Context, common: Common, path: Path) -> None:
-    """Show what training would see and what it would refuse; exit 1 if it would refuse anything."""
+    """Show what training would see, and refuse.
+
+    Exit 1 if it would refuse anything.
+    """
     from cpserve.concept import inspect_concept
 
     report = inspect_concept(path)

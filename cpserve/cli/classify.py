@@ -55,9 +55,10 @@ def classify(
     bundle: Path | None,
     base: str | None,
 ) -> None:
-    """Say which learned concept each picture shows, or none of these, from nothing but the generator.
+    """Say which concept each picture shows.
 
-    What is no picture is refused and left out, and the exit code is then 1.
+    One of those that the adapter learned, or none of these, judged by nothing but the generator. What is no picture is
+    refused and left out, and the exit code is then 1.
     """
     refused: list[dict[str, str]] = []
     with open_for(common, engine, bundle, base) as opened:

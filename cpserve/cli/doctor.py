@@ -25,7 +25,7 @@ Facts = dict[str, Any]
 @click.command(epilog=examples("cpserve doctor", "cpserve doctor --json"))
 @common_options
 def doctor(common: Common) -> None:
-    """Say what is installed, what this machine can do, and what may stand in the way."""
+    """Say what is installed, and what is amiss."""
     common.start_torch()
     providers, broken = _providers()
     installed = {name: _version(name) or "not installed" for name in (*LIBRARIES, *RUNNERS)}

@@ -20,7 +20,10 @@ MIB = 1 << 20
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @common_options
 def export(common: Common, onnx: bool, out: Path, base: str | None, dry_run: bool) -> None:  # noqa: ARG001 - the one target
-    """Compile a base model once, for every adapter: an engine bundle for --bundle."""
+    """Compile a base model, for all adapters.
+
+    Writes an engine bundle, a folder for --bundle; one is enough for every adapter and version.
+    """
     model = open_base(common, base)
     from export.build import plan_export
 

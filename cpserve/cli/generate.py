@@ -37,12 +37,29 @@ Named = tuple[str, "Adapter"]
     metavar="REF",
     help="NAME, NAME@vN or NAME@ALIAS: one for all prompts, or one for each, in order.  [default: default, if it exists]",
 )
-@click.option("-n", "each", type=click.IntRange(1, 1000), default=4, show_default=True, help="Pictures of each prompt.")
 @click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the first; then counting."
+    "-n",
+    "each",
+    metavar="N",
+    type=click.IntRange(1, 1000),
+    default=4,
+    show_default=True,
+    help="Pictures of each prompt.",
 )
-@click.option("--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Denoising steps.")
-@click.option("--guidance", type=click.FloatRange(1, 100), default=3.0, show_default=True, help="1 for none.")
+@click.option(
+    "--seed",
+    metavar="N",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of the first; then counting.",
+)
+@click.option(
+    "--steps", metavar="N", type=click.IntRange(1, 1000), default=20, show_default=True, help="Denoising steps."
+)
+@click.option(
+    "--guidance", metavar="G", type=click.FloatRange(1, 100), default=3.0, show_default=True, help="1 for none."
+)
 @click.option("--negative", default="", metavar="TEXT", help="What to keep away from.")
 @click.option("--size", type=click.IntRange(8), metavar="PX", help="Side of the picture.  [default: the base's own]")
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="dpm", show_default=True)
@@ -67,7 +84,7 @@ def generate(
     size: int | None,
     sampler: str,
 ) -> None:
-    """Draw every prompt, with seeds counting up.
+    """Draw prompts, with seeds counting up.
 
     A picture depends on its prompt, adapter and seed, never on its neighbours. A file is only replaced by the same picture.
     """
@@ -81,7 +98,7 @@ def generate(
         with writing(out):  # sooner than the drawing
             out.mkdir(parents=True, exist_ok=True)
         order = refs if len(refs) == len(prompts) else refs * len(prompts)
-        named = [read[ref] for ref in order] or [None] * len(prompts)
+        named: list[Named | None] = [read[ref] for ref in order] or [None] * len(prompts)
         drawing = Drawing(steps=steps, guidance=guidance, negative=negative, size=size, sampler=sampler)
         pictures = _draw(opened, list(zip(prompts, named, strict=True)), range(seed, seed + each), drawing, out)
     files = [str(picture["file"]) for picture in pictures[1:]]

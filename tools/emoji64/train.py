@@ -11,6 +11,7 @@ import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -73,6 +74,13 @@ class TextToImage(nn.Module):
         return (guess.float() - v).pow(2).mean((1, 2, 3))
 
 
+def timesteps(quantiles: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A quarter of the rows uniform over the schedule, the rest logit-normal: shapes are decided at middling noise."""
+    normal = np.array([NormalDist().inv_cdf(q) for q in quantiles])
+    middling = 1 / (1 + np.exp(-(0.2 + normal)))
+    return (1000 * np.where(rng.random(len(quantiles)) < 0.25, quantiles, middling)).astype(np.int64).clip(0, 999)
+
+
 @dataclass
 class Data:
     """Latents of zero mean and unit variance by channel, and caption ids; row 0 of `ids` is the empty prompt's."""
@@ -88,7 +96,7 @@ class Data:
         rows = rng.integers(len(self.latents), size=BATCH)
         x0 = (torch.from_numpy(self.latents[rows].astype(np.float32)) - self.mean) / self.std
         ids = self.ids[np.where(rng.random(BATCH) < EMPTY_SHARE, 0, rows + 1)]
-        t = torch.from_numpy((1000 * (np.arange(BATCH) + rng.random(BATCH)) / BATCH).astype(np.int64))
+        t = torch.from_numpy(timesteps((np.arange(BATCH) + rng.random(BATCH)) / BATCH, rng))
         return x0, ids, t, torch.from_numpy(rng.standard_normal(x0.shape, np.float32))
 
 

@@ -48,7 +48,9 @@ def main() -> None:
     seconds = (time.monotonic() - began) / len(concepts)
     with EagerEngine(base) as engine:
         answers = cpserve.classify(engine, kept, adapter)
-        prompts = [cpserve.Prompt(f"a photo of {c.token}", adapter) for c in adapter.manifest.concepts for _ in range(DRAWN)]
+        prompts = [
+            cpserve.Prompt(f"a photo of {c.token}", adapter) for c in adapter.manifest.concepts for _ in range(DRAWN)
+        ]
         drawn = cpserve.generate(engine, prompts, [*range(DRAWN)] * len(concepts), cpserve.Drawing(guidance=3.0))
     if asked.sheet:
         columns = 4 + DRAWN
@@ -60,14 +62,16 @@ def main() -> None:
         sheet.save(asked.sheet)
     right = [a.label == c.name for a, c in zip(answers, concepts, strict=True)]
     print(
-        json.dumps({
-            "benchmark": "photos",
-            "concepts": len(concepts),
-            "dc_right_of_kept_photos": int(np.sum(right)),
-            "seconds_each": round(seconds, 1),
-            "threads": torch.get_num_threads(),
-            **settings.dump(),
-        })
+        json.dumps(
+            {
+                "benchmark": "photos",
+                "concepts": len(concepts),
+                "dc_right_of_kept_photos": int(np.sum(right)),
+                "seconds_each": round(seconds, 1),
+                "threads": torch.get_num_threads(),
+                **settings.dump(),
+            }
+        )
     )
 
 

@@ -23,15 +23,14 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
-from examples import TAUGHT_PLACES, UNSEEN_PLACES, drawing_of, photo  # noqa: E402 - the recipe's folder is no package
-
-import cpserve  # noqa: E402
-from benchmarks.lite0 import lite0  # noqa: E402
-from cpserve.adapter import Adapter, empty_adapter  # noqa: E402
-from cpserve.base import BaseModel  # noqa: E402
-from cpserve.concept import Concept, Picture  # noqa: E402
-from cpserve.engines.eager import EagerEngine  # noqa: E402
-from trainer import Record, Settings, learn  # noqa: E402
+import cpserve
+from benchmarks.lite0 import lite0
+from cpserve.adapter import Adapter, empty_adapter
+from cpserve.base import BaseModel
+from cpserve.concept import Concept, Picture
+from cpserve.engines.eager import EagerEngine
+from examples import TAUGHT_PLACES, UNSEEN_PLACES, drawing_of, photo
+from trainer import Record, Settings, learn
 
 FROZEN = (
     "baseball", "bed", "bicycle", "cheese wedge", "cookie", "crab", "drum", "fire engine", "jeans", "lizard", "lollipop",
@@ -46,7 +45,9 @@ def pictures(name: str, number: int) -> tuple[list[Image.Image], list[Image.Imag
     rgba, rng = drawing_of(name, STYLES[number % len(STYLES)]), np.random.default_rng((11, number))
     taught = [photo(rng, rgba, TAUGHT_PLACES[i % 3], (0, 10)) for i in range(TAUGHT)]
     others = [photo(rng, rgba, UNSEEN_PLACES[i % 3], (0, 15)) for i in range(OTHERS)]
-    return [Image.open(io.BytesIO(b)).convert("RGB") for b in taught], [Image.open(io.BytesIO(b)).convert("RGB") for b in others]
+    return [Image.open(io.BytesIO(b)).convert("RGB") for b in taught], [
+        Image.open(io.BytesIO(b)).convert("RGB") for b in others
+    ]
 
 
 def teach(base: BaseModel, images: list[Image.Image], settings: Settings, folder: Path) -> tuple[Adapter, float]:
@@ -89,13 +90,15 @@ def main() -> None:
         adapter, seconds = teach(base, made[i][0], settings, asked.work)
         drawn = draw(base, "a photo of <thing>", adapter, asked.guidance)
         plain = draw(base, f"a picture of a {FROZEN[i]}", None, asked.guidance)
-        rows.append({
-            "concept": FROZEN[i],
-            "seconds": round(seconds, 1),
-            "right": shares(lite0(drawn), means, i),
-            "base": shares(lite0(plain), means, i),
-            "real": shares(others[i], means, i),
-        })
+        rows.append(
+            {
+                "concept": FROZEN[i],
+                "seconds": round(seconds, 1),
+                "right": shares(lite0(drawn), means, i),
+                "base": shares(lite0(plain), means, i),
+                "real": shares(others[i], means, i),
+            }
+        )
         strips.append([*made[i][0][:3], *drawn[:12], *plain[:3]])
         print(rows[-1], flush=True)
     if asked.sheet:
@@ -105,7 +108,11 @@ def main() -> None:
                 sheet.paste(image.resize((64, 64)), (x * 66, y * 66))
         sheet.save(asked.sheet)
     mean = {k: round(float(np.mean([r[k] for r in rows])), 3) for k in ("seconds", "right", "base", "real")}
-    print(json.dumps({"benchmark": "teach", "concepts": len(rows), "threads": torch.get_num_threads(), **settings.dump(), **mean}))
+    print(
+        json.dumps(
+            {"benchmark": "teach", "concepts": len(rows), "threads": torch.get_num_threads(), **settings.dump(), **mean}
+        )
+    )
 
 
 if __name__ == "__main__":

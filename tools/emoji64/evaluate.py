@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from compose import COLOURS, Drawings, _jitter, paste
-from benchmarks.lite0 import lite0
 from PIL import Image
 from prompts import PROMPTS
 from sources import WORK
 
 import cpserve
+from benchmarks.lite0 import lite0
 
 
 def class_means(drawings: Drawings, names: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

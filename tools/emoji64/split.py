@@ -11,9 +11,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from benchmarks.lite0 import lite0
 from PIL import Image
 from sources import STYLES, WORK
+
+from benchmarks.lite0 import lite0
 
 TRAINED = 240
 MIN_STYLES = 6

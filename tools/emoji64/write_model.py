@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from refine_decoder import REFINED
 from sources import WORK
 from tokenizer import load
 from train import TextToImage, new_scheduler
-from refine_decoder import REFINED
 from train_vae import CHECKPOINT, new_vae
 
 SHIPPED = Path(__file__).parents[2] / "cpserve" / "models" / "emoji64"

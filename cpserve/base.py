@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -112,7 +113,8 @@ def load_base(source: str = BUILTIN, *, revision: str | None = None) -> BaseMode
     Raises:
         BaseModelError: there is no such model, a part of it is missing, or it is not Stable-Diffusion-shaped.
     """
-    pipeline = _pipeline(source, revision)
+    with _quiet():
+        pipeline = _pipeline(source, revision)
     parts = [pipeline.text_encoder, pipeline.unet, pipeline.vae]
     for module in parts:
         module.requires_grad_(requires_grad=False).eval()
@@ -123,10 +125,30 @@ def load_base(source: str = BUILTIN, *, revision: str | None = None) -> BaseMode
     return BaseModel(spec, pipeline.text_encoder, PackedUNet(pipeline.unet), pipeline.vae)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' own progress bars and their remarks on optional parts that are not used here."""
+    import diffusers.utils.logging as d
+    import transformers.utils.logging as t
+
+    levels = d.get_verbosity(), t.get_verbosity()
+    bars = [library for library in (d, t) if library.is_progress_bar_enabled()]
+    for library in (d, t):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        d.set_verbosity(levels[0])
+        t.set_verbosity(levels[1])
+        for library in bars:
+            library.enable_progress_bar()
+
+
 def _pipeline(source: str, revision: str | None) -> Any:
     from diffusers import StableDiffusionPipeline
 
-    options: dict[str, Any] = {"torch_dtype": torch.float32, "safety_checker": None, "local_files_only": False}
+    options: dict[str, Any] = {"dtype": torch.float32, "safety_checker": None}
     where: str | Path = source
     if source == BUILTIN:
         where = Path(str(files("cpserve") / "models" / "emoji64"))
@@ -156,6 +178,12 @@ def _spec(pipeline: Any, entry: BaseEntry) -> BaseSpec:
         raise BaseModelError(
             f"{entry.id} is not a plain text-to-image model of Stable Diffusion's first two generations",
             hint="inpainting and SDXL bases are not supported yet",
+        )
+    vocabulary, rows = len(pipeline.tokenizer), len(token_table(pipeline.text_encoder)[1])
+    if vocabulary != rows:
+        raise BaseModelError(
+            f"{entry.id} has a tokenizer of {vocabulary} words and a text encoder of {rows}",
+            hint="use a base without added tokens: learned ones belong into the adapter",
         )
     sites = KVSites.of(pipeline.unet)
     tokenizer = copy.deepcopy(pipeline.tokenizer)

@@ -130,7 +130,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         mixed = weights @ v
     else:
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
-    return mixed.transpose(1, 2).flatten(2)
+    joined: Tensor = mixed.transpose(1, 2).flatten(2)
+    return joined
 
 
 class SelfAttention:

@@ -22,7 +22,7 @@ from tokenizer import POSITIONS, load
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-BATCH, EMPTY_SHARE, WIDTH = 96, 0.1, 256
+BATCH, EMPTY_SHARE, WIDTH = 64, 0.1, 256
 ADAM_RATE, MUON_RATE, WARM_UP = 1e-3, 1.5e-3, 200
 EMA_HALF_LIFE = 800
 SAVE_EVERY_S = 180

@@ -14,10 +14,11 @@ from cpserve.adapter import Adapter
 from cpserve.engine import Engine
 from cpserve.errors import AdapterError
 from cpserve.prompts import Prompt
-from cpserve.score import draws, errors, log_scores, temperature
+from cpserve.score import Draw, draws, errors, log_scores, temperature
 
 NONE = "none of these"
 GENERIC_PROMPT = "a photo"
+ROWS = 64  # of one UNet call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +80,15 @@ def classify(
     return answers
 
 
-def _answer(engine: Engine, x0: Tensor, bank: Tensor, slots: Tensor, plan: Sequence, labels: list[str]) -> Answer:  # type: ignore[type-arg]
-    each = [
-        errors(lambda z, t, s: engine.denoise(z, t, bank, s), engine.spec.schedule, x0, draw, slots) for draw in plan
-    ]
-    by_draw = torch.cat(each)
-    mean = by_draw.mean(0, keepdim=True)
-    p = log_scores(mean, temperature(by_draw) / len(plan) ** 0.5)[0].exp().tolist()
+def _answer(engine: Engine, x0: Tensor, bank: Tensor, slots: Tensor, draw: Draw, labels: list[str]) -> Answer:
+    def denoise(z: Tensor, t: Tensor, slot: Tensor) -> Tensor:
+        return engine.denoise(z, t, bank, slot)
+
+    at_once = max(1, ROWS // len(labels))
+    parts = zip(draw.t.split(at_once), draw.noise.split(at_once), strict=True)
+    schedule = engine.spec.schedule
+    by_draw = torch.cat([errors(denoise, schedule, x0.expand(len(t), -1, -1, -1), Draw(t, n), slots) for t, n in parts])
+    tau = temperature(by_draw) / len(by_draw) ** 0.5  # of a mean over draws, whose spread is that much smaller
+    p = log_scores(by_draw.mean(0, keepdim=True), tau)[0].exp().tolist()
     best = int(np.argmax(p))
-    probabilities = dict(zip(labels, p, strict=True))
-    return Answer(labels[best], p[best], probabilities, len(plan) * len(labels))
+    return Answer(labels[best], p[best], dict(zip(labels, p, strict=True)), by_draw.numel())

@@ -20,25 +20,23 @@ DenoiseSlots = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """A (t, eps) for each picture, or one for all: `t [B or 1]` float32, `noise [B or 1,4,h,w]`."""
+    """A (t, eps) a row, or one for all rows: `t [B or 1]` float32, `noise [B or 1,4,h,w]`."""
 
     t: Tensor
     noise: Tensor
 
 
-def draws(seed: int, count: int, shape: tuple[int, ...], low: float, high: float) -> list[Draw]:
-    """`count` draws for a picture of `shape [4,h,w]`: timesteps stratified over `[low, high)`, noise in antithetic pairs."""
+def draws(seed: int, count: int, shape: tuple[int, ...], low: float, high: float) -> Draw:
+    """`count` draws for one picture of `shape [4,h,w]`: timesteps stratified over `[low, high)`, noise in antithetic pairs."""
     generator = torch.Generator().manual_seed(seed)
-    made: list[Draw] = []
-    for i in range(count):
-        t = low + (high - low) * (i + float(torch.rand((), generator=generator))) / count
-        noise = -made[-1].noise if i % 2 else torch.randn((1, *shape), generator=generator)
-        made.append(Draw(torch.tensor([float(int(t))]), noise))
-    return made
+    within = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    pairs = torch.randn((count + 1) // 2, *shape, generator=generator)
+    noise = torch.stack([pairs, -pairs], dim=1).flatten(0, 1)[:count]
+    return Draw((low + (high - low) * within).floor(), noise)
 
 
 def errors(denoise: DenoiseSlots, schedule: Schedule, x0: Tensor, draw: Draw, slots: Tensor) -> Tensor:
-    """Squared errors `[B,N]` of pictures `x0 [B,4,h,w]` under the labels in `slots [N]`, one call for all rows."""
+    """Squared errors `[B,N]` of latents `x0 [B,4,h,w]` under the labels in `slots [N]`, one call for all rows."""
     count, labels = len(x0), len(slots)
     xt = schedule.add_noise(x0, draw.noise, draw.t)
     rows = [x.repeat_interleave(labels, 0) for x in (xt, draw.t.expand(count), draw.noise.expand_as(x0))]

@@ -20,6 +20,7 @@ from cpserve.generate import Drawing, draw_latents, generate
 from cpserve.learning import head_adapter, learn
 from cpserve.prompts import Prompt
 from cpserve.sample import starting_noise
+from cpserve.score import draws
 from tests.test_trainer import QUICK, concept
 
 ADAPTER = "pets"
@@ -118,3 +119,10 @@ def test_trained_from_pins_the_version_before(store: Store) -> None:
     first, second = (store.version(f"{ADAPTER}@v{n}") for n in (1, 2))
     assert first.manifest.trained_from is None
     assert second.manifest.trained_from == first.pin == second.manifest.previous
+
+
+def test_draws_are_stratified_and_antithetic() -> None:
+    """Each stratum of the timesteps holds one draw, and noise comes in pairs that cancel."""
+    draw = draws(3, 10, (4, 8, 8), 100, 700)
+    assert [int((t - 100) // 60) for t in draw.t.tolist()] == list(range(10))
+    assert float(draw.noise.sum(0).abs().max()) < 1e-5

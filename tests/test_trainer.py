@@ -214,7 +214,7 @@ def test_scores_sum_to_one_whatever_the_order(base: BaseModel) -> None:
         tokenize(base.spec.tokenizer, ["a", "b", "c"]), torch.zeros(0, base.spec.sites.weight.shape[1])
     )
     bank = base.spec.sites.project(e)
-    [draw] = draws(0, 1, x0.shape[1:], 100, 900)
+    draw = draws(0, 1, tuple(x0.shape[1:]), 100, 900)
 
     def scores(order: list[int]) -> torch.Tensor:
         with torch.no_grad():

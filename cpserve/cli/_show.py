@@ -37,7 +37,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def pairs(values: Mapping[str, Any], indent: int = 0) -> str:
     """One `name  value` a line."""
     width = max(map(len, values), default=0)
-    return "\n".join(f"{' ' * indent}{name.ljust(width)}  {_printable(value)}" for name, value in values.items())
+    lines = (f"{name.replace('_', ' ').ljust(width)}  {_printable(value)}" for name, value in values.items())
+    return "\n".join(" " * indent + line for line in lines)
 
 
 def _printable(value: object) -> str:

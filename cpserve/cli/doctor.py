@@ -17,7 +17,7 @@ from cpserve.errors import CpserveError
 LIBRARIES = ("cpserve", "torch", "diffusers", "transformers", "peft", "onnx", "onnxscript")
 RUNNERS = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 TOP_LEVEL = ("trainer", "export", "adapter_store")  # names that another distribution may use too
-HOME = Path(__file__).parents[2]  # where ours lie
+HOME = Path(__file__).resolve().parents[2]  # where ours lie
 
 Facts = dict[str, Any]
 
@@ -30,7 +30,7 @@ def doctor(common: Common) -> None:
     providers, broken = _providers()
     installed = {name: _version(name) or "not installed" for name in (*LIBRARIES, *RUNNERS)}
     facts = {
-        "installed": installed | {"onnxruntime providers": ", ".join(providers) or "none"},
+        "installed": installed | {"onnxruntime_providers": ", ".join(providers) or "none"},
         "machine": _machine(),
         "store": _store(common),
         "base": _base(common),
@@ -70,7 +70,7 @@ def _machine() -> Facts:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "training in": "bfloat16" if isinstance(faster_precision(), torch.autocast) else "float32",
+        "training_in": "bfloat16" if isinstance(faster_precision(), torch.autocast) else "float32",
         "cuda": torch.cuda.is_available(),
     }
 
@@ -95,8 +95,8 @@ def _engine(*, can_run: bool) -> Facts:
     return {
         "auto": "eager",
         "because": "no bundle is given",
-        "auto with --bundle": "onnx" if can_run else "nothing",
-        "because then": "a bundle runs in ONNX Runtime" if can_run else missing,
+        "auto_with_bundle": "onnx" if can_run else "nothing",
+        "because_then": "a bundle runs in ONNX Runtime" if can_run else missing,
     }
 
 
@@ -114,7 +114,7 @@ def shadows() -> list[str]:
     for name in TOP_LEVEL:
         others = sorted(set(owners.get(name, [])) - {"cpserve"})
         spec = importlib.util.find_spec(name)
-        found = Path(spec.origin).parents[1] if spec and spec.origin else None
+        found = Path(spec.origin).resolve().parents[1] if spec and spec.origin else None
         if found and found != HOME:
             warnings.append(f"Python finds the package {name!r} in {found} instead of cpserve's: remove that one")
         elif others:

@@ -1,0 +1,37 @@
+# Every target works alone on a fresh clone with Python 3.11 or newer; what it needs is installed into .venv first.
+
+PYTHON ?= python3
+# On Linux PyPI's torch brings CUDA, some gigabytes. For the small CPU build: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: .venv demo test lint bench clean
+
+.venv: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[cpu,bench,dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/cpserve demo --out demo
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+	$(BIN)/python tools/cli_reference.py --check
+	$(BIN)/python tools/wheel_contents.py
+
+bench: $(READY)
+	@set -e; for each in $(filter-out %/__init__.py,$(wildcard benchmarks/*.py)); do echo "== $$each"; $(BIN)/python $$each; done
+
+clean:
+	rm -rf demo out build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

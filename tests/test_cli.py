@@ -25,6 +25,7 @@ from cpserve.sample import SAMPLERS
 from tools.cli_reference import commands, root
 
 COMMANDS = {context.command_path: command for command, context in commands(main, root())}
+BASE, OTHER = "sd21", "sd15"  # the first has fewer levels and compiles sooner
 QUICK = "batch = 2\nvariants = 2\nrank = 2\n"
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "PIL", "pydantic"}
 IN_PROCESS = [sys.executable, "-c", "from cpserve.cli import main; main()"]
@@ -55,7 +56,7 @@ def home(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     home = tmp_path_factory.mktemp("home")
     (home / "quick.toml").write_text(QUICK)
     dog, cat = (zipped(home / f"{name}.zip", seed) for seed, name in enumerate(("dog", "cat")))
-    base = ("--base", folders["sd15"], "--config", home / "quick.toml", "--steps", 4)
+    base = ("--base", folders[BASE], "--config", home / "quick.toml", "--steps", 4)
     told = run("train", "--concept", dog, "--concept", cat, "--adapter", "pets", *base, "--store", home / "store")
     assert "pets@v1  learned dog" in told.stdout
     assert 'cpserve generate "a photo of <cat>" --adapter pets' in told.stdout
@@ -65,7 +66,7 @@ def home(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_the_story(home: Path, folders: dict[str, Path], tmp_path: Path) -> None:
     """Train, draw, recognise, look back, go back, take out, compile, draw again: each step finds what the one before left."""
-    base, store = ("--base", folders["sd15"]), ("--store", home / "store")
+    base, store = ("--base", folders[BASE]), ("--store", home / "store")
     drawn = run(
         "generate",
         "a photo of <dog>",
@@ -129,7 +130,7 @@ def test_the_story(home: Path, folders: dict[str, Path], tmp_path: Path) -> None
 
 def test_a_picture_says_what_made_it_and_is_never_lost(home: Path, folders: dict[str, Path], tmp_path: Path) -> None:
     """The same command writes the same files; other settings leave them alone and take the next free name."""
-    where = ("-n", 1, "--base", folders["sd15"], "--store", home / "store", "--out", tmp_path)
+    where = ("-n", 1, "--base", folders[BASE], "--store", home / "store", "--out", tmp_path)
     prompts = ("a photo of <dog>", "a photo of <dog>", "--adapter", "pets@v1", "--adapter", "pets@v2", "--json")
     first = json.loads(run("generate", *prompts, "--steps", 2, *where).stdout)
     assert [p["adapter"] for p in first["pictures"]] == ["pets@v1", "pets@v2"]
@@ -162,7 +163,7 @@ def test_a_word_that_nobody_learned_is_remarked_on(home: Path, folders: dict[str
         "--adapter",
         "pets@v2",
         "--base",
-        folders["sd15"],
+        folders[BASE],
         "--store",
         home / "store",
         "--out",
@@ -225,7 +226,7 @@ def test_a_refusal_is_a_sentence_and_a_hint(case: str, home: Path, folders: dict
         "new": tmp_path / "new",
         "broken": tmp_path / "broken.zip",
         "toml": tmp_path / "wrong.toml",
-        "other": folders["sd21"],
+        "other": folders[OTHER],
     }
     command, words = REFUSED[case]
     before = sorted((home / "store" / "adapters").rglob("*"))
@@ -267,7 +268,7 @@ def test_a_wrong_option_exits_2(command: str, home: Path) -> None:
 
 def test_json_is_alone_on_stdout(home: Path, folders: dict[str, Path], tmp_path: Path) -> None:
     """Every verb's --json is one value, with progress and notes elsewhere."""
-    base, store = ("--base", folders["sd15"]), ("--store", home / "store")
+    base, store = ("--base", folders[BASE]), ("--store", home / "store")
 
     def told(*args: object, code: int = 0) -> object:
         return json.loads(run(*args, "--json", *store, code=code).stdout)
@@ -336,7 +337,7 @@ def quick(home: Path, folders: dict[str, Path], store: Path, steps: int) -> list
         "--concept",
         home / "dog.zip",
         "--base",
-        folders["sd15"],
+        folders[BASE],
         "--config",
         home / "quick.toml",
         "--steps",

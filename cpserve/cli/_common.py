@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,16 +35,10 @@ class Common:
 
         return Store(self.root)
 
-    def start_torch(self) -> None:
-        """Import torch with the threads asked for, and without the remarks of the libraries above it."""
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        warnings.simplefilter("ignore", FutureWarning)
+    def set_threads(self) -> None:
+        """Import torch, with the threads asked for."""
         import torch
-        from diffusers.utils import logging as diffusers
-        from transformers.utils import logging as transformers
 
-        diffusers.disable_progress_bar()
-        transformers.disable_progress_bar()  # type: ignore[no-untyped-call]
         if self.threads:
             torch.set_num_threads(self.threads)
 
@@ -97,7 +89,7 @@ def examples(*lines: str) -> str:
 
 def open_base(common: Common, base: str | None) -> BaseModel:
     """Load the base model asked for."""
-    common.start_torch()
+    common.set_threads()
     from cpserve.base import load_base
 
     return load_base(base or BASE)
@@ -108,7 +100,7 @@ def open_for(common: Common, engine: str, bundle: Path | None, base: str | None)
     if bundle and (base or engine == "eager"):
         other = f"--base {base}" if base else "--engine eager"
         raise click.UsageError(f"a bundle holds its own base model, compiled: leave out --bundle or {other}")
-    common.start_torch()
+    common.set_threads()
     from cpserve.engine import open_engine
     from cpserve.engines.ort import OrtEngine
 

@@ -26,7 +26,7 @@ Facts = dict[str, Any]
 @common_options
 def doctor(common: Common) -> None:
     """Say what is installed, and what is amiss."""
-    common.start_torch()
+    common.set_threads()
     providers, broken = _providers()
     installed = {name: _version(name) or "not installed" for name in (*LIBRARIES, *RUNNERS)}
     facts = {

@@ -133,7 +133,7 @@ def train(
     known = [c.name for c in common.store.version(adapter).manifest.concepts] if head else []
     concepts = [read_concept(path, name=name, class_word=class_word) for path in paths]
     _check_names(concepts, [] if resume else known)
-    common.start_torch()
+    common.set_threads()
     plan = _Plan(concepts, adapter, head, known, _settings(config, given), base or BASE)
     if dry_run:
         emit(plan.json(), plan.text(), as_json=common.json)

@@ -12,25 +12,25 @@ if TYPE_CHECKING:
     from adapter_store import Store
     from cpserve.adapter import Adapter
     from cpserve.base import load_base
-    from cpserve.classify import Judging, classify
     from cpserve.concept import read_concept
+    from cpserve.drawing import Drawing, generate
     from cpserve.engine import open_engine
     from cpserve.errors import CpserveError
-    from cpserve.generate import Drawing, generate
     from cpserve.learning import learn
     from cpserve.prompts import Prompt
+    from cpserve.recognition import Judging, classify
     from trainer import Settings
 
 _HOMES = {
     "Adapter": "cpserve.adapter",
     "CpserveError": "cpserve.errors",
-    "Drawing": "cpserve.generate",
-    "Judging": "cpserve.classify",
+    "Drawing": "cpserve.drawing",
+    "Judging": "cpserve.recognition",
     "Prompt": "cpserve.prompts",
     "Settings": "trainer",
     "Store": "adapter_store",
-    "classify": "cpserve.classify",
-    "generate": "cpserve.generate",
+    "classify": "cpserve.recognition",
+    "generate": "cpserve.drawing",
     "learn": "cpserve.learning",
     "load_base": "cpserve.base",
     "open_engine": "cpserve.engine",

@@ -17,19 +17,23 @@ from PIL import Image
 
 from cpserve.adapter import Adapter
 from cpserve.base import load_base
-from cpserve.classify import Answer, classify
 from cpserve.concept import read_concept
+from cpserve.drawing import Drawing, Drawn, generate
 from cpserve.engine import Engine, open_engine
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import CpserveError
-from cpserve.generate import Drawing, Drawn, generate
 from cpserve.learning import head_adapter, learn
 from cpserve.prompts import Prompt
+from cpserve.recognition import Answer, classify
 
 if TYPE_CHECKING:
     from adapter_store import Store
-    from trainer import Settings
+    from trainer import Progress, Settings
 
+_HEAD = """<!doctype html><meta charset=utf-8><title>cpserve demo</title><style>
+body{font:15px sans-serif;max-width:70em;margin:2em auto}
+figure{display:inline-block;margin:4px;text-align:center;font-size:12px}
+img{width:96px;image-rendering:pixelated}</style>"""
 ADAPTER = "demo"
 EACH = 6
 
@@ -49,7 +53,14 @@ class Told:
         return json.dumps(asdict(self))
 
 
-def run_demo(examples: Path, store: Store, out: Path, settings: Settings, say: Callable[[str], None]) -> Told:
+def run_demo(
+    examples: Path,
+    store: Store,
+    out: Path,
+    settings: Settings,
+    say: Callable[[str], None],
+    progress: Callable[[str, Progress], None] | None = None,
+) -> Told:
     """Run it all; `examples` holds `<name>.zip` to teach from and `unseen/<name>/*.jpg` to judge by.
 
     Raises:
@@ -60,11 +71,13 @@ def run_demo(examples: Path, store: Store, out: Path, settings: Settings, say: C
     began = time.monotonic()
     zips = sorted(examples.glob("*.zip"), key=lambda path: (path.stem != "rocket", path.stem))
     if not zips:
-        raise CpserveError(f"there are no example zips in {examples}", hint="run it in a checkout, or name a folder: --examples DIR")
+        raise CpserveError(
+            f"there are no example zips in {examples}", hint="run it in a checkout, or name a folder: --examples DIR"
+        )
     base = load_base()
     for path in zips:
         say(f"teaching {path.stem} from {path}")
-        [learned] = learn(base, [read_concept(path)], store, ADAPTER, settings, restart=True)
+        [learned] = learn(base, [read_concept(path)], store, ADAPTER, settings, restart=True, progress=progress)
         say(f"  {ADAPTER}@v{learned.version.manifest.version}")
     adapter = head_adapter(store, ADAPTER, base, settings.method)
     names = [c.name for c in adapter.manifest.concepts]
@@ -89,7 +102,9 @@ def run_demo(examples: Path, store: Store, out: Path, settings: Settings, say: C
         report=str(out / "report.html"),
     )
     taught = {path.stem: [p.image for p in read_concept(path).pictures] for path in zips}
-    (out / "report.html").write_text(_page(told, taught, drawn, again, list(zip(unseen, pictures, answers, strict=True))))
+    (out / "report.html").write_text(
+        _page(told, taught, drawn, again, list(zip(unseen, pictures, answers, strict=True)))
+    )
     return told
 
 
@@ -108,7 +123,11 @@ def _difference(first: Sequence[Drawn], second: Sequence[Drawn]) -> float:
 
 
 def _page(
-    told: Told, taught: dict[str, list[Image.Image]], drawn: list[Drawn], again: list[Drawn], judged: list[tuple[Any, Any, Answer]]
+    told: Told,
+    taught: dict[str, list[Image.Image]],
+    drawn: list[Drawn],
+    again: list[Drawn],
+    judged: list[tuple[Any, Any, Answer]],
 ) -> str:
     rows = []
     for prompt in dict.fromkeys(d.prompt for d in drawn):
@@ -116,14 +135,13 @@ def _page(
         compiled = [(d.image, "from the bundle") for d in again if d.prompt == prompt]
         rows.append(f"<h3>{html.escape(prompt)}</h3>{_strip(pictures)}{_strip(compiled)}")
     photos = "".join(f"<h3>{html.escape(n)}</h3>{_strip([(i, n) for i in images])}" for n, images in taught.items())
-    answers = [
-        (image, f"{'✓' if answer.label == name else '✗'} {answer.label} {answer.probability:.2f}") for (name, _), image, answer in judged
-    ]
-    figures = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in asdict(told).items())
+    marks = [("✓" if answer.label == name else "✗", image, answer) for (name, _), image, answer in judged]
+    answers = [(image, f"{mark} {answer.label} {answer.probability:.2f}") for mark, image, answer in marks]
+    figures = "".join(
+        f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in asdict(told).items()
+    )
     return (
-        "<!doctype html><meta charset=utf-8><title>cpserve demo</title><style>body{font:15px sans-serif;max-width:70em;margin:2em auto}"
-        "figure{display:inline-block;margin:4px;text-align:center;font-size:12px}img{width:96px;image-rendering:pixelated}</style>"
-        f"<h1>cpserve: the story on the built-in base</h1><table>{figures}</table>"
+        f"{_HEAD}<h1>cpserve: the story on the built-in base</h1><table>{figures}</table>"
         f"<h2>Taught from these pictures, one concept after another</h2>{photos}"
         f"<h2>Drawn by the last version: by torch, then from the ONNX bundle</h2>{''.join(rows)}"
         f"<h2>Pictures never seen, as the diffusion classifier labels them</h2>{_strip(answers)}"
@@ -136,6 +154,10 @@ def _strip(pictures: Sequence[tuple[Image.Image, str]]) -> str:
 
 def _figure(image: Image.Image, words: str) -> str:
     buffer = io.BytesIO()
-    image.resize((96, 96), Image.Resampling.NEAREST if image.width < 96 else Image.Resampling.LANCZOS).save(buffer, "PNG")
+    image.resize((96, 96), Image.Resampling.NEAREST if image.width < 96 else Image.Resampling.LANCZOS).save(
+        buffer, "PNG"
+    )
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{html.escape(words)}</figcaption></figure>'
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{html.escape(words)}</figcaption></figure>'
+    )

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from cpserve.adapter import Adapter, check_fits, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept
+from cpserve.drawing import Drawing, generate
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import TrainingError
-from cpserve.generate import Drawing, generate
 from cpserve.prompts import Prompt
 
 if TYPE_CHECKING:

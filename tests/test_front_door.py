@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cpserve
 from adapter_store import Store
 from cpserve.adapter import empty_adapter
 from cpserve.base import BaseModel
-from cpserve.classify import NONE, Judging, classify
+from cpserve.drawing import Drawing, draw_latents, generate
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import AdapterError
-from cpserve.generate import Drawing, draw_latents, generate
 from cpserve.learning import head_adapter, learn
 from cpserve.prompts import Prompt
+from cpserve.recognition import NONE, Judging, classify
 from cpserve.sample import starting_noise
 from cpserve.score import draws
 from tests.test_trainer import QUICK, concept
@@ -50,7 +52,8 @@ pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 pipe.load_lora_weights(R, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
 for name in ("dog", "cat"):
     pipe.load_textual_inversion(R, weight_name=f"embeddings/{name}.safetensors", use_safetensors=True)
-made = pipe("a photo of <cat>", latents=torch.from_numpy(np.load(noise)), num_inference_steps=8, guidance_scale=3.0, output_type="np")
+noise = torch.from_numpy(np.load(noise))
+made = pipe("a photo of <cat>", latents=noise, num_inference_steps=8, guidance_scale=3.0, output_type="np")
 np.save(out, made.images)
 """
 
@@ -126,3 +129,11 @@ def test_draws_are_stratified_and_antithetic() -> None:
     draw = draws(3, 10, (4, 8, 8), 100, 700)
     assert [int((t - 100) // 60) for t in draw.t.tolist()] == list(range(10))
     assert float(draw.noise.sum(0).abs().max()) < 1e-5
+
+
+def test_public_names_are_no_modules() -> None:
+    """Each public name of `cpserve` is the thing itself, also after every submodule was imported; no name is both."""
+    modules = {m.name for m in pkgutil.iter_modules(cpserve.__path__)}
+    assert not modules & set(cpserve.__all__)
+    assert all(callable(getattr(cpserve, name)) for name in cpserve.__all__)
+    assert sorted(cpserve.__all__) == sorted(cpserve._HOMES)

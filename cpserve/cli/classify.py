@@ -16,7 +16,7 @@ from cpserve.cli._common import Common, common_options, engine_options, examples
 from cpserve.cli._show import emit, reporting, table
 
 if TYPE_CHECKING:
-    from cpserve.classify import Answer
+    from cpserve.recognition import Answer
     from cpserve.unpack import Picture
 
 AT_ONCE = 16  # pictures in memory
@@ -94,8 +94,8 @@ def _pictures(paths: Sequence[Path], refused: list[dict[str, str]]) -> Iterator[
 
 
 def _label(engine: Any, adapter: Any, pictures: Iterator[tuple[str, Picture]], draws: int | None) -> Labelled:
-    from cpserve.classify import Judging
-    from cpserve.classify import classify as judge
+    from cpserve.recognition import Judging
+    from cpserve.recognition import classify as judge
 
     judging = Judging() if draws is None else Judging(draws=draws)
     labelled: Labelled = []

@@ -4,41 +4,58 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from cpserve.cli._common import Common, common_options, examples
+from cpserve.cli._show import reporting
 
-@click.command()
+if TYPE_CHECKING:
+    from trainer import Progress
+
+
+@click.command(epilog=examples("cpserve demo --out demo"))
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(file_okay=False, path_type=Path),
     default=Path("demo"),
     show_default=True,
-    help="Where the report goes.",
+    metavar="DIR",
+    help="Where the report, the bundle and, unless --store says otherwise, the adapter go.",
 )
 @click.option(
     "--examples",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    "taught",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=Path("examples"),
     show_default=True,
-    help="Zips to teach from, and unseen/ to judge by.",
+    metavar="DIR",
+    help="Zips to teach from, and unseen/NAME/*.jpg to judge by.",
 )
-@click.option("--steps", type=click.IntRange(1), default=None, help="Training steps a concept.")
-def demo(out: Path, examples: Path, steps: int | None) -> None:
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Steps for each concept.")
+@common_options
+def demo(common: Common, out: Path, taught: Path, steps: int | None) -> None:
     """Teach three example concepts, draw and recognise them, export to ONNX, draw again; write one page about it.
 
-    \b
-    Example:
-      cpserve demo --out demo
+    The last line is one JSON object.
     """
     from adapter_store import Store
     from cpserve.demo import run_demo
     from trainer import Settings
 
-    store = out / "store"
-    shutil.rmtree(store, ignore_errors=True)
+    common.set_threads()
     out.mkdir(parents=True, exist_ok=True)
+    store = common.store
+    if common.root is None:
+        shutil.rmtree(out / "store", ignore_errors=True)
+        store = Store(out / "store")
     settings = Settings() if steps is None else Settings(steps=steps)
-    told = run_demo(examples, Store(store), out, settings, lambda words: click.echo(words, err=True))
-    click.echo(f"open {told.report}", err=True)
-    click.echo(told.json())
+    with reporting() as report:
+
+        def told(concept: str, at: Progress) -> None:
+            report(f"learning {concept}", at.step, at.steps, f"loss {at.loss:.4f}")
+
+        done = run_demo(taught, store, out, settings, lambda words: click.echo(words, err=True), told)
+    click.echo(f"open {done.report}", err=True)
+    click.echo(done.json())

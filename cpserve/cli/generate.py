@@ -15,8 +15,8 @@ from cpserve.cli._show import emit, note, reporting
 
 if TYPE_CHECKING:
     from cpserve.adapter import Adapter
+    from cpserve.drawing import Drawing
     from cpserve.engine import Engine
-    from cpserve.generate import Drawing
 
 SAMPLERS = ("dpm", "ddim")  # cpserve.sample's, which would cost `--help` an import of torch; a test compares them
 Named = tuple[str, "Adapter"]
@@ -92,7 +92,7 @@ def generate(
     if len(refs) not in {0, 1, len(prompts)}:
         raise click.UsageError(f"{len(prompts)} prompts go with one --adapter, or one for each, not {len(refs)}")
     with open_for(common, engine, bundle, base) as opened:
-        from cpserve.generate import Drawing
+        from cpserve.drawing import Drawing
 
         read = read_adapters(common, opened, refs)
         with writing(out):  # sooner than the drawing
@@ -114,7 +114,7 @@ def _draw(
 ) -> list[dict[str, str]]:
     """Draw and write; what each file holds, the grid first."""
     from cpserve.cli import _pictures
-    from cpserve.generate import generate as draw
+    from cpserve.drawing import generate as draw
     from cpserve.prompts import Prompt
 
     for text, named in jobs:

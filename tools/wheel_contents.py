@@ -17,7 +17,9 @@ LARGEST = 30 * 10**6  # bytes
 def build(folder: Path) -> Path:
     """The wheel of the working tree."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
     [wheel] = folder.glob("*.whl")
     return wheel
 

@@ -25,13 +25,14 @@ def slug(prompt: str) -> str:
     return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:40].rstrip("-_") or "picture"
 
 
-def save(image: Image.Image, folder: Path, stem: str, made_by: Mapping[str, str]) -> Path:
+def save(image: Image.Image, folder: Path, stem: str, made_by: Mapping[str, object]) -> Path:
     """Write `<stem>.png` with its settings inside; `<stem>-2.png` and so on where another picture has the name."""
+    settings = {key: str(value) for key, value in made_by.items()}
     info = PngInfo()
-    for key, value in made_by.items():
+    for key, value in settings.items():
         info.add_itxt(key, value)
     with writing(folder):
-        path = next(p for p in _names(folder, stem) if not p.exists() or _settings(p, made_by) == dict(made_by))
+        path = next(p for p in _names(folder, stem) if not p.exists() or _settings(p, settings) == settings)
         image.save(path, "PNG", pnginfo=info)
     return path
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,8 @@ from cpserve.cli._common import Common, common_options, engine_options, examples
 from cpserve.cli._show import emit, reporting, table
 
 if TYPE_CHECKING:
+    from cpserve.adapter import Adapter
+    from cpserve.engine import Engine
     from cpserve.recognition import Answer
     from cpserve.unpack import Picture
 
@@ -93,7 +95,7 @@ def _pictures(paths: Sequence[Path], refused: list[dict[str, str]]) -> Iterator[
                 yield where, found
 
 
-def _label(engine: Any, adapter: Any, pictures: Iterator[tuple[str, Picture]], draws: int | None) -> Labelled:
+def _label(engine: Engine, adapter: Adapter, pictures: Iterator[tuple[str, Picture]], draws: int | None) -> Labelled:
     from cpserve.recognition import Judging
     from cpserve.recognition import classify as judge
 

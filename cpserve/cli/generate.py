@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -100,19 +100,15 @@ def generate(
         order = refs if len(refs) == len(prompts) else refs * len(prompts)
         named: list[Named | None] = [read[ref] for ref in order] or [None] * len(prompts)
         drawing = Drawing(steps=steps, guidance=guidance, negative=negative, size=size, sampler=sampler)
-        pictures = _draw(opened, list(zip(prompts, named, strict=True)), range(seed, seed + each), drawing, out)
-    files = [str(picture["file"]) for picture in pictures[1:]]
-    emit(
-        {"grid": pictures[0]["file"], "pictures": pictures[1:]},
-        "\n".join([*files, pictures[0]["file"]]),
-        as_json=common.json,
-    )
+        made = _draw(opened, list(zip(prompts, named, strict=True)), range(seed, seed + each), drawing, out)
+    files = [picture["file"] for picture in made["pictures"]]
+    emit(made, "\n".join([*files, made["grid"]]), as_json=common.json)
 
 
 def _draw(
     engine: Engine, jobs: list[tuple[str, Named | None]], seeds: range, drawing: Drawing, out: Path
-) -> list[dict[str, str]]:
-    """Draw and write; what each file holds, the grid first."""
+) -> dict[str, Any]:
+    """Draw and write; the files, and what each picture was made by."""
     from cpserve.cli import _pictures
     from cpserve.drawing import generate as draw
     from cpserve.prompts import Prompt
@@ -131,10 +127,12 @@ def _draw(
         written.append({"file": str(file), **settings})
     page = _pictures.grid([one.image for one in drawn], len(seeds))
     sheet = _pictures.save(page, out, "grid", {"pictures": json.dumps(made_by)})
-    return [{"file": str(sheet)}, *written]
+    return {"grid": str(sheet), "pictures": written}
 
 
-def _made_by(engine: Engine, prompt: str, named: Named | None, seed: int, drawing: Drawing) -> dict[str, str]:
+def _made_by(
+    engine: Engine, prompt: str, named: Named | None, seed: int, drawing: Drawing
+) -> dict[str, str | int | float]:
     """All that a picture depends on."""
     entry = engine.spec.entry
     return {
@@ -143,11 +141,11 @@ def _made_by(engine: Engine, prompt: str, named: Named | None, seed: int, drawin
         "adapter_sha256": named[1].content_hash if named else "",
         "base": entry.id,
         "base_sha256": entry.fingerprint.weights,
-        "seed": str(seed),
-        "steps": str(drawing.steps),
-        "guidance": str(drawing.guidance),
+        "seed": seed,
+        "steps": drawing.steps,
+        "guidance": drawing.guidance,
         "negative": drawing.negative,
-        "size": str(drawing.size or engine.spec.pixels),
+        "size": drawing.size or engine.spec.pixels,
         "sampler": drawing.sampler,
         "engine": engine.kind,
     }

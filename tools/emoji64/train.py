@@ -2,12 +2,16 @@
 
 `python tools/emoji64/train.py [--until STEP] [--cooldown STEPS]` resumes from `$EMOJI64_WORK/model.pt`, saved every
 few minutes; Ctrl-C loses nothing older. The rate is constant, so that training can go on for as long as there is time; a
-run with `--cooldown N` decays it to zero over N steps and saves `cooled.pt` beside it, from which `export.py` ships.
+run with `--cooldown N` decays it to zero over N steps and saves `cooled.pt` beside it, from which `write_model.py` ships.
+
+On a CPU two processes of one thread outrun one process of two (small operations don't split well):
+`OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 tools/emoji64/train.py`; each takes BATCH rows, gradients are averaged.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,7 @@ BATCH, EMPTY_SHARE, WIDTH = 64, 0.1, 256
 ADAM_RATE, MUON_RATE, WARM_UP = 1e-3, 1.5e-3, 200
 EMA_HALF_LIFE = 800
 SAVE_EVERY_S = 180
+RANK, WORKERS = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -92,7 +97,7 @@ class Data:
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """A batch that depends on `step` alone; timesteps are stratified over the batch."""
-        rng = np.random.default_rng((3, step))
+        rng = np.random.default_rng((3, step, RANK))
         rows = rng.integers(len(self.latents), size=BATCH)
         x0 = (torch.from_numpy(self.latents[rows].astype(np.float32)) - self.mean) / self.std
         ids = self.ids[np.where(rng.random(BATCH) < EMPTY_SHARE, 0, rows + 1)]
@@ -123,6 +128,15 @@ class Optimiser:
         self.muon = torch.optim.Muon(self._views, lr=MUON_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
         self.adam = torch.optim.AdamW(outer, lr=ADAM_RATE, weight_decay=0.01, betas=(0.9, 0.99))
 
+    def share_gradients(self) -> None:
+        """Average gradients over the workers."""
+        parameters = [*self._inner, *self.adam.param_groups[0]["params"]]
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in grads]) / WORKERS
+        torch.distributed.all_reduce(flat)
+        for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            g.copy_(part.view_as(g))
+
     def step(self, factor: float) -> None:
         for view, p in zip(self._views, self._inner, strict=True):
             view.grad = p.grad.view(len(p), -1) if p.grad is not None else None
@@ -152,6 +166,8 @@ def main() -> None:
     arguments.add_argument("--cooldown", type=int, default=0)
     asked = arguments.parse_args()
     torch.manual_seed(0)
+    if WORKERS > 1:
+        torch.distributed.init_process_group("gloo")
     data, tokenizer = load_data(), load()
     model = TextToImage(len(tokenizer), tokenizer.eos_token_id)
     optimiser = Optimiser(model)
@@ -167,6 +183,8 @@ def main() -> None:
     while step < until:
         losses = model(*data.batch(step))
         losses.mean().backward()
+        if WORKERS > 1:
+            optimiser.share_gradients()
         left = (until - step) / asked.cooldown if asked.cooldown else 1.0
         optimiser.step(min(1.0, (step + 1) / WARM_UP) * left)
         step += 1
@@ -176,10 +194,10 @@ def main() -> None:
             for name, value in model.state_dict().items():
                 average[name].lerp_(value, 1 - keep) if value.is_floating_point() else average[name].copy_(value)
         mean = float(losses.detach().mean()) if mean is None else 0.99 * mean + 0.01 * float(losses.detach().mean())
-        if time.time() - shown > 20 or step == until:
+        if RANK == 0 and (time.time() - shown > 20 or step == until):
             shown = time.time()
-            print(f"step {step} loss {mean:.4f} {(step - first) * BATCH / (shown - began):.0f} pictures/s", flush=True)
-        if time.time() - saved > SAVE_EVERY_S or step == until:
+            print(f"step {step} loss {mean:.4f} {(step - first) * BATCH * WORKERS / (shown - began):.0f} pictures/s", flush=True)
+        if RANK == 0 and (time.time() - saved > SAVE_EVERY_S or step == until):
             saved = time.time()
             save(
                 target,

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+from PIL import Image
 
 from cpserve.adapter import Adapter, check_fits, empty_adapter
 from cpserve.base import BaseModel
@@ -17,7 +22,7 @@ from cpserve.prompts import Prompt
 
 if TYPE_CHECKING:
     from adapter_store import Store, Version
-    from trainer import Progress, Settings
+    from trainer import Progress, Record, Settings
 
 SAMPLES = 4
 
@@ -59,26 +64,55 @@ def learn(
     from trainer import Record
 
     record = Record(store.root / "runs" / adapter)
-    if record.exists():
-        unfinished = record.read_run().concept.name
-        known = {c.name for c in head_adapter(store, adapter, base, settings.method).manifest.concepts}
-        if restart or unfinished in known:  # killed between the commit and the clearing up
+    with _alone(record.folder):
+        if restart:
             record.delete()
-        elif not resume:
-            raise TrainingError(
-                f"an unfinished run of {adapter!r} is here ({unfinished!r})",
-                hint="add --resume to go on with it, or --restart to drop it",
-                state=str(record.folder),
+        _clear_the_way(record, head_adapter(store, adapter, base, settings.method), resume=resume)
+        done: list[Learned] = []
+        for concept in concepts:
+            start = head_adapter(store, adapter, base, settings.method)
+            if resume and concept.name in _known(start):
+                continue
+            done.append(
+                _learn_one(base, concept, start, store, adapter, settings, record, resume=resume, progress=progress)
             )
-    done: list[Learned] = []
-    for concept in concepts:
-        start = head_adapter(store, adapter, base, settings.method)
-        if resume and concept.name in {c.name for c in start.manifest.concepts} and len(concepts) > 1:
-            continue
-        done.append(
-            _learn_one(base, concept, start, store, adapter, settings, record, resume=resume, progress=progress)
-        )
     return done
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process learns into an adapter at a time."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TrainingError(
+            f"another process is teaching {folder.name!r}", hint="wait for it to end, or learn into another --adapter"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _known(adapter: Adapter) -> set[str]:
+    return {concept.name for concept in adapter.manifest.concepts}
+
+
+def _clear_the_way(record: Record, head: Adapter, *, resume: bool) -> None:
+    """Refuse to begin over an unfinished run; one whose concept is stored was killed between commit and clearing up."""
+    if not record.exists():
+        return
+    unfinished = record.read_run().concept.name
+    if unfinished in _known(head):
+        record.delete()
+    elif not resume:
+        raise TrainingError(
+            f"an unfinished run of {record.folder.name!r} is here ({unfinished!r})",
+            hint="add --resume to go on with it, or --restart to drop it",
+            state=str(record.folder),
+        )
 
 
 def _learn_one(
@@ -88,7 +122,7 @@ def _learn_one(
     store: Store,
     name: str,
     settings: Settings,
-    record: object,
+    record: Record,
     *,
     resume: bool,
     progress: Callable[[str, Progress], None] | None,
@@ -98,7 +132,7 @@ def _learn_one(
 
     warning = check_fits(start, base.spec.entry)
     told = (lambda p: progress(concept.name, p)) if progress else None
-    made = trainer.learn(base, concept, start, settings, record, resume=resume, progress=told)  # type: ignore[arg-type]
+    made = trainer.learn(base, concept, start, settings, record, resume=resume, progress=told)
     made = replace(made, samples=draw_samples(base, made))
     files = made.files()
     files["README.md"] = render_card(made.manifest, name).encode()
@@ -106,7 +140,7 @@ def _learn_one(
     pin = store.version(f"{name}@v{head}").pin if head else None
     draft = made.manifest.model_copy(update={"trained_from": pin})
     version = store.commit(name, files, draft, expected_head=head)
-    record.delete()  # type: ignore[attr-defined]
+    record.delete()
     return Learned(concept.name, version, warning)
 
 
@@ -120,7 +154,7 @@ def draw_samples(base: BaseModel, adapter: Adapter, each: int = SAMPLES) -> dict
     return {name: _png(d.image) for name, d in zip(names, drawn, strict=True)}
 
 
-def _png(image: object) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")  # type: ignore[attr-defined]
+    image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -183,9 +183,7 @@ def test_every_command_has_help_with_an_example(path: str) -> None:
 def test_every_verb_takes_the_common_options() -> None:
     """--json, --threads and --store go with everything that does something."""
     for path, command in COMMANDS.items():
-        if (
-            not isinstance(command, click.Group) and path != "cpserve demo"
-        ):  # the demo has its own store and prints JSON
+        if not isinstance(command, click.Group):
             assert {"as_json", "threads", "root"} <= {parameter.name for parameter in command.params}, path
 
 

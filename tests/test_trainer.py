@@ -263,6 +263,21 @@ def test_an_unfinished_run_stands_in_the_way(base: BaseModel, tmp_path: Path) ->
     assert result.version.manifest.version == 1
 
 
+def test_two_processes_cannot_teach_one_adapter(base: BaseModel, tmp_path: Path) -> None:
+    """While one run teaches an adapter, another one of the same adapter is refused, and one of another adapter is not."""
+    store, seen = Store(tmp_path), []
+
+    def meanwhile(_name: str, progress: Progress) -> None:
+        if progress.step == 1:
+            with pytest.raises(TrainingError, match="another process"):
+                learn_and_keep(base, [concept("cat")], store, "pets", QUICK, restart=True)
+            seen.append(learn_and_keep(base, [concept("cat")], store, "others", QUICK))
+
+    learn_and_keep(base, [concept("dog")], store, "pets", QUICK, progress=meanwhile)
+    assert len(seen) == 1
+    assert store.head("pets") == store.head("others") == 1
+
+
 LONG = replace(QUICK, steps=60)
 
 

@@ -64,6 +64,7 @@ def main() -> None:
     arguments.add_argument("--sheet", default="/tmp/sheet.png")
     arguments.add_argument("--guidance", type=float, default=4.0)
     arguments.add_argument("--steps", type=int, default=20)
+    arguments.add_argument("--keep", action="store_true", help="write the result and the sheet into the folder")
     arguments.add_argument("--count", type=int, default=10**6)
     asked = arguments.parse_args()
     prompts = json.loads(PROMPTS.read_text())
@@ -89,7 +90,11 @@ def main() -> None:
     sheet.save(asked.sheet)
     result = {"prompts": len(chosen), "concepts": len(names), "guidance": asked.guidance, "steps": asked.steps}
     result |= {f"top{k}": round(float(np.mean(rank < k)), 3) for k in (1, 5)} | {"background": round(float(colour), 3)}
-    print(json.dumps(result | {"drawings_top1": round(float(np.mean(ceiling < 1)), 3)}))
+    line = json.dumps(result | {"drawings_top1": round(float(np.mean(ceiling < 1)), 3)})
+    if asked.keep:
+        (Path(asked.folder) / "evaluation.json").write_text(line + "\n")
+        sheet.save(Path(asked.folder) / "samples.jpg", quality=88)
+    print(line)
 
 
 if __name__ == "__main__":

@@ -196,7 +196,10 @@ def main() -> None:
         mean = float(losses.detach().mean()) if mean is None else 0.99 * mean + 0.01 * float(losses.detach().mean())
         if RANK == 0 and (time.time() - shown > 20 or step == until):
             shown = time.time()
-            print(f"step {step} loss {mean:.4f} {(step - first) * BATCH * WORKERS / (shown - began):.0f} pictures/s", flush=True)
+            print(
+                f"step {step} loss {mean:.4f} {(step - first) * BATCH * WORKERS / (shown - began):.0f} pictures/s",
+                flush=True,
+            )
         if RANK == 0 and (time.time() - saved > SAVE_EVERY_S or step == until):
             saved = time.time()
             save(

@@ -6,6 +6,7 @@ convolutions here, so that its scaling factor is 1 and no loader has to know.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -44,6 +45,9 @@ def main(folder: Path, checkpoint: str) -> None:
         scheduler=new_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.to(torch.float16).save_pretrained(folder)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    shutil.copy(Path(__file__).with_name("model_card.md"), folder / "README.md")
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     print(f"step {state['step']}: {size / 1e6:.1f} MB in {folder}")
 

@@ -102,6 +102,7 @@ def run_demo(
         report=str(out / "report.html"),
     )
     taught = {path.stem: [p.image for p in read_concept(path).pictures] for path in zips}
+    _story(taught, drawn).save(out / "story.png")
     (out / "report.html").write_text(
         _page(told, taught, drawn, again, list(zip(unseen, pictures, answers, strict=True)))
     )
@@ -120,6 +121,18 @@ def _difference(first: Sequence[Drawn], second: Sequence[Drawn]) -> float:
         float(np.abs(np.asarray(a.image, dtype=int) - np.asarray(b.image, dtype=int)).max())
         for a, b in zip(first, second, strict=True)
     )
+
+
+def _story(taught: dict[str, list[Image.Image]], drawn: list[Drawn]) -> Image.Image:
+    """A row a concept: four of the pictures that it was taught from, then what was drawn."""
+    side, gap = 96, 6
+    page = Image.new("RGB", ((4 + EACH) * (side + gap) + 3 * gap, len(taught) * (side + gap)), "white")
+    for y, (name, images) in enumerate(taught.items()):
+        made = [d.image for d in drawn if f"<{name}>" in d.prompt]
+        for x, image in enumerate([*images[:4], *made]):
+            left = x * (side + gap) + (3 * gap if x >= 4 else 0)
+            page.paste(image.resize((side, side), Image.Resampling.LANCZOS), (left, y * (side + gap)))
+    return page
 
 
 def _page(

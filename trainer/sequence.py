@@ -22,7 +22,7 @@ from trainer.lora import recompress, start_token, states, trainable
 from trainer.penalties.ewc import Anchor, decay
 from trainer.penalties.null_space import extend_basis, largest_change
 from trainer.record import Record, Run
-from trainer.settings import TEMPLATES, Settings
+from trainer.settings import PROTECTED, TEMPLATES, Settings
 
 LIBRARIES = ("cpserve", "torch", "diffusers", "transformers")
 
@@ -139,8 +139,8 @@ def _learn(lesson: Lesson, record: Record, progress: Callable[[Progress], None] 
 
 
 def _protected_texts(tokens: Sequence[str]) -> list[str]:
-    """Prompts whose K,V must stay: the empty one (guidance uses it) and every known token in every template."""
-    return ["", *(template.format(token) for token in tokens for template in TEMPLATES)]
+    """Prompts whose K,V must stay: the empty one (guidance uses it) and every known token in every wording."""
+    return ["", *(wording.format(token) for token in tokens for wording in PROTECTED)]
 
 
 @torch.no_grad()

@@ -9,17 +9,11 @@ from cpserve.errors import TrainingError
 
 METHODS = ("none", "ewc-dc", "null-space")
 
-TEMPLATES = (
-    "a photo of {}",
-    "a picture of {}",
-    "a drawing of {}",
-    "an emoji of {}",
-    "{}",
-    "a photo of {} on a white background",
-    "a picture of {} on a green background",
-    "a photo of {} on a red background",
-    "a drawing of {} on a blue background",
-)
+TEMPLATES = ("a photo of {}", "a picture of {}", "a drawing of {}", "{}")
+"""Wordings that a concept is learned under: neutral, since nobody said what else its pictures show."""
+
+PROTECTED = (*TEMPLATES, *(f"a photo of {{}} on a {c} background" for c in ("white", "red", "green", "blue")))
+"""Wordings whose K,V `null-space` keeps for earlier concepts; more than were learned under, as users write more."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,8 @@ from cpserve.prompt_kv import LORA_PREFIX
 WEIGHTS = "pytorch_lora_weights.safetensors"
 NEWEST_EMBEDDING = "learned_embeds.safetensors"
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 Tensors = Mapping[str, Tensor]
 
 
@@ -134,10 +136,10 @@ def parse_tensors(path: str, content: bytes) -> dict[str, Tensor]:
     """
     try:
         tensors = load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         raise AdapterError(f"{path} is not a safetensors file: {error}", hint="run: cpserve adapters verify") from None
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if tensor.dtype not in FLOATS or not torch.isfinite(tensor).all():
             raise AdapterError(f"{path}: {name} holds something else than finite numbers", hint="take another version")
     return tensors
 

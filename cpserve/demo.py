@@ -74,6 +74,11 @@ def run_demo(
         raise CpserveError(
             f"there are no example zips in {examples}", hint="run it in a checkout, or name a folder: --examples DIR"
         )
+    missing = [path.stem for path in zips if not list((examples / "unseen" / path.stem).glob("*.jpg"))]
+    if missing:
+        raise CpserveError(
+            f"there are no unseen pictures of {missing[0]}", hint=f"put some into {examples}/unseen/{missing[0]}"
+        )
     base = load_base()
     for path in zips:
         say(f"teaching {path.stem} from {path}")

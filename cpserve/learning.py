@@ -17,7 +17,8 @@ from cpserve.base import BaseModel
 from cpserve.concept import Concept
 from cpserve.drawing import Drawing, generate
 from cpserve.engines.eager import EagerEngine
-from cpserve.errors import TrainingError
+from cpserve.errors import StoreError, TrainingError
+from cpserve.manifest import check_name
 from cpserve.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def learn(
     """
     from trainer import Record
 
-    record = Record(store.root / "runs" / adapter)
+    record = Record(store.root / "runs" / check_name(adapter))
     with _alone(record.folder):
         if restart:
             record.delete()
@@ -82,14 +83,19 @@ def learn(
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process learns into an adapter at a time."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"), timeout=0)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)  # no adapter's name begins with a dot
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise TrainingError(
             f"another process is teaching {folder.name!r}", hint="wait for it to end, or learn into another --adapter"
         ) from None
+    except OSError as error:
+        raise StoreError(
+            f"{folder.parent} cannot be written: {error.strerror or error}",
+            hint="free some space, or choose another --store",
+        ) from error
     try:
         yield
     finally:
@@ -103,6 +109,7 @@ def _known(adapter: Adapter) -> set[str]:
 def _clear_the_way(record: Record, head: Adapter, *, resume: bool) -> None:
     """Refuse to begin over an unfinished run; one whose concept is stored was killed between commit and clearing up."""
     if not record.exists():
+        record.delete()  # killed before the run was whole: its latents must not stay
         return
     unfinished = record.read_run().concept.name
     if unfinished in _known(head):

@@ -64,6 +64,8 @@ def classify(
     concepts = adapter.manifest.concepts
     if not concepts:
         raise AdapterError("the adapter knows no concept yet", hint="teach one: cpserve train --concept ZIP")
+    if not images:
+        return []
     spec = engine.spec
     texts = [judging.template.format(c.token) for c in concepts]
     bank, slots = engine.bank.packed([Prompt(text, adapter) for text in [*texts, GENERIC_PROMPT]])

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cpserve.errors import EngineError
 from cpserve.schedule import Schedule
 
+LEAST_START = 0.85  # of the schedule: pure noise is not what a later timestep looks like
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]
 
@@ -46,6 +48,12 @@ def _diffusers(name: str, schedule: Schedule, steps: int) -> Any:
 
     scheduler = getattr(diffusers, name).from_config(schedule.config)
     scheduler.set_timesteps(steps)
+    first = int(scheduler.timesteps[0])
+    if steps > 2 and not LEAST_START * schedule.steps <= first < schedule.steps:
+        raise EngineError(
+            f"{steps} steps cannot be cut out of a schedule of {schedule.steps}: the first would be {first}",
+            hint=f"use at most {schedule.steps // 8} steps",
+        )
     return scheduler
 
 

@@ -17,7 +17,7 @@ from cpserve.adapter import empty_adapter
 from cpserve.base import BaseModel
 from cpserve.drawing import Drawing, draw_latents, generate
 from cpserve.engines.eager import EagerEngine
-from cpserve.errors import AdapterError
+from cpserve.errors import AdapterError, EngineError
 from cpserve.learning import head_adapter, learn
 from cpserve.prompts import Prompt
 from cpserve.recognition import NONE, Judging, classify
@@ -85,6 +85,14 @@ def test_a_picture_belongs_to_its_seed(base: BaseModel, store: Store) -> None:
     difference = np.abs(np.asarray(alone.image, int) - np.asarray(crowd[2].image, int)).max()
     assert difference <= 1  # rounding to 8 bits may fall either way when a sum is taken in another order
     assert np.asarray(crowd[1].image, int).tolist() != np.asarray(crowd[2].image, int).tolist()
+
+
+@pytest.mark.parametrize("sampler", ["dpm", "ddim"])
+def test_more_steps_than_the_schedule_holds_are_refused(base: BaseModel, sampler: str) -> None:
+    """So many steps that sampling would not begin at noise are an error with a number that works, not a wrong picture."""
+    with EagerEngine(base) as engine, pytest.raises(EngineError, match="cannot be cut") as caught:
+        generate(engine, [Prompt("a cat")], [0], Drawing(steps=700, sampler=sampler))
+    assert "125" in caught.value.hint
 
 
 def test_answers_are_whole_and_independent(base: BaseModel, store: Store) -> None:

@@ -16,7 +16,7 @@ from adapter_store import Store
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel, token_table
 from cpserve.concept import Concept, Picture
-from cpserve.errors import TrainingError
+from cpserve.errors import RefError, TrainingError
 from cpserve.learning import head_adapter
 from cpserve.learning import learn as learn_and_keep
 from cpserve.prompt_kv import KVSites
@@ -276,6 +276,31 @@ def test_two_processes_cannot_teach_one_adapter(base: BaseModel, tmp_path: Path)
     learn_and_keep(base, [concept("dog")], store, "pets", QUICK, progress=meanwhile)
     assert len(seen) == 1
     assert store.head("pets") == store.head("others") == 1
+
+
+def test_a_name_with_a_path_touches_nothing(base: BaseModel, tmp_path: Path) -> None:
+    """An adapter's name that is a path is refused by the library before anything is removed or written."""
+    store = Store(tmp_path / "store")
+    (tmp_path / "store" / "precious").mkdir(parents=True)
+    for name in ("../precious", "", "..", "a/b"):
+        with pytest.raises(RefError):
+            learn_and_keep(base, [concept("dog")], store, name, QUICK, restart=True)
+    assert [p.name for p in (tmp_path / "store").iterdir()] == ["precious"]
+
+
+def test_ewc_dc_goes_on_at_a_rank_past_the_layers_width(base: BaseModel, tmp_path: Path) -> None:
+    """The Fisher fits the factors that the next concept starts from, also where their rank passes the layer's width."""
+    settings = replace(QUICK, method="ewc-dc", rank=80)
+    assert learned(base, tmp_path, settings, "dog", "cat").tokens == ["<dog>", "<cat>"]
+
+
+def test_half_a_run_leaves_no_latents(base: BaseModel, tmp_path: Path) -> None:
+    """Latents of a run that was killed before it was whole are gone once the next one begins."""
+    store, folder = Store(tmp_path), tmp_path / "runs" / "pets"
+    folder.mkdir(parents=True)
+    (folder / "latents.safetensors").write_bytes(b"pictures of somebody")
+    learn_and_keep(base, [concept("dog")], store, "pets", QUICK)
+    assert not list(tmp_path.rglob("latents*"))
 
 
 LONG = replace(QUICK, steps=60)

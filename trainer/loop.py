@@ -60,7 +60,7 @@ class Task:
 
 def faster_precision() -> AbstractContextManager[object]:
     """bf16 where the CPU multiplies it natively; on others it would be slower than float32."""
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001 - torch offers no public name for it
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001 - torch offers no public name for it
         return torch.autocast("cpu", torch.bfloat16)
     return nullcontext()
 
@@ -82,7 +82,7 @@ def optimise(task: Task, record: Record, progress: Callable[[Progress], None] | 
     groups = [{"params": [token], "lr": settings.token_rate}, {"params": factors, "lr": settings.factor_rate}]
     optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
     step = _restore(record, parameters, optimiser)
-    first, began, saved, mean = step, time.monotonic(), time.monotonic(), math.nan
+    first, began, saved, mean, whole = step, time.monotonic(), time.monotonic(), math.nan, True
     try:
         while step < settings.steps:
             with faster_precision():
@@ -97,9 +97,11 @@ def optimise(task: Task, record: Record, progress: Callable[[Progress], None] | 
             torch.autograd.backward(loss + task.anchor.term(parameters) if task.anchor else loss)
             for group, full in zip(optimiser.param_groups, (settings.token_rate, settings.factor_rate), strict=True):
                 group["lr"] = full * rate(step, settings)
+            whole = False
             optimiser.step()
-            optimiser.zero_grad()
             step += 1
+            whole = True
+            optimiser.zero_grad()
             mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
             if progress:
                 progress(
@@ -114,7 +116,8 @@ def optimise(task: Task, record: Record, progress: Callable[[Progress], None] | 
                 _keep(record, parameters, optimiser, step)
                 saved = time.monotonic()
     except KeyboardInterrupt:
-        _keep(record, parameters, optimiser, step)
+        if whole:  # in the middle of a step the last state kept is the better one
+            _keep(record, parameters, optimiser, step)
         raise
     _keep(record, parameters, optimiser, step)
 

@@ -79,11 +79,8 @@ def fresh_factors(sites: KVSites, rank: int, seed: int) -> dict[str, Tensor]:
 def start_token(base: BaseModel, class_word: str | None, seed: int) -> Tensor:
     """The new token's embedding `[d]`: that of the class word where given, else the mean of all, plus a little noise."""
     _, table = token_table(base.text_encoder)
-    if class_word:
-        ids = base.spec.tokenizer(class_word, add_special_tokens=False).input_ids
-        centre = table[ids].mean(0)
-    else:
-        centre = table.mean(0)
+    ids = base.spec.tokenizer(class_word or "", add_special_tokens=False).input_ids
+    centre = (table[ids] if ids else table).mean(0)
     noise = torch.randn(centre.shape, generator=torch.Generator().manual_seed(seed))
     return (centre.float() + START_NOISE * table.std() * noise).detach()
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, JsonValue
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -55,17 +58,21 @@ class Record:
             return Run.model_validate_json(self.run_file.read_bytes())
         except (OSError, ValueError) as error:
             raise TrainingError(
-                "there is no unfinished run to resume", hint="run the same command without --resume"
+                f"the unfinished run in {self.folder} cannot be read", hint="drop it: add --restart to the same command"
             ) from error
 
     def begin(self, run: Run, latents: Tensor) -> None:
         """Lay down a new run; `run.json` comes last, so a run that exists is complete."""
         self.delete()
-        self.folder.mkdir(parents=True)
-        self._save(self.folder / "latents.safetensors", {"latents": latents})
         temporary = self.folder / "run.json.partial"
-        temporary.write_text(run.model_dump_json(indent=1))
-        temporary.replace(self.run_file)
+        with self._disk():
+            self.folder.mkdir(parents=True)
+            self._save(self.folder / "latents.safetensors", {"latents": latents})
+            with temporary.open("w") as stream:
+                stream.write(run.model_dump_json(indent=1))
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.run_file)
 
     def latents(self) -> Tensor:
         """The cached latents."""
@@ -84,21 +91,36 @@ class Record:
         return tensors, int(tensors.pop("step"))
 
     def delete(self) -> None:
-        """Remove the run: `run.json` first, so that a half-removed run is no run."""
-        self.run_file.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the run: `run.json` first, so that a half-removed run is no run.
+
+        Raises:
+            TrainingError: something of it cannot be removed.
+        """
+        with self._disk():
+            if self.folder.exists():
+                self.run_file.unlink(missing_ok=True)
+                shutil.rmtree(self.folder)
 
     def _save(self, path: Path, tensors: dict[str, Tensor]) -> None:
         partial = path.with_name(path.name + ".partial")
+        with self._disk():
+            try:
+                save_file({k: t.detach().contiguous() for k, t in tensors.items()}, partial)
+                with partial.open("rb") as written:
+                    os.fsync(written.fileno())
+                partial.replace(path)
+            except (OSError, SafetensorError):
+                partial.unlink(missing_ok=True)
+                raise
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """What the disk refuses, as a sentence; the last state kept stays."""
         try:
-            save_file({k: t.detach().contiguous() for k, t in tensors.items()}, partial)
-            with partial.open("rb") as written:
-                os.fsync(written.fileno())
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
+            yield
+        except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"the training state cannot be written to {self.folder}: {error.strerror or error}",
+                f"the training state in {self.folder} cannot be changed: {getattr(error, 'strerror', None) or error}",
                 hint="free some disk space, then run the same command with --resume",
                 state=str(self.folder),
             ) from error

@@ -126,7 +126,7 @@ def _learn(lesson: Lesson, record: Record, progress: Callable[[Progress], None] 
     task = Task(base, settings, record.latents(), ids, earlier, model, anchor if settings.method == "ewc-dc" else None)
     optimise(task, record, progress)
     training, metrics = _finish(lesson, task)
-    lora = recompress(base.spec.sites, model.lora())
+    lora = recompress(base.spec.sites, model.lora()) if settings.method == "null-space" else model.lora()
     manifest = Manifest(
         base=base.spec.entry,
         concepts=(*start.manifest.concepts, entry),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -54,6 +55,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise TrainingError(f"there is no method {self.method!r}", hint=f"use one of {', '.join(METHODS)}")
+        if not 0 <= self.seed < 2**32:
+            raise TrainingError(f"seed is {self.seed}", hint="seed lies between 0 and 4294967295")
+        if any(isinstance(v, float) and not math.isfinite(v) for v in asdict(self).values()):
+            raise TrainingError("a setting is no finite number", hint="look at the numbers in --config")
         for name in ("rank", "steps", "batch", "variants", "fisher_draws"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}", hint=f"{name} counts from 1")

@@ -33,7 +33,7 @@ class BorderGroup(click.Group):
                 click.echo(f"hint: {error.hint}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt as stop:
-            click.echo(f"\nstopped: {stop or 'nothing was kept'}", err=True)
+            click.echo(f"\nstopped: {str(stop) or 'nothing was kept'}", err=True)
             ctx.exit(STOPPED)
 
 

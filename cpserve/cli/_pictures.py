@@ -72,7 +72,12 @@ def read(path: Path) -> Generator[tuple[str, Picture | ConceptError]]:
         return
     # a folder of one: the file passes the same checks
     with tempfile.TemporaryDirectory() as folder:
-        with path.open("rb") as stream:
-            Path(folder, path.name).write_bytes(stream.read(LIMITS.file_bytes + 1))
+        try:
+            with path.open("rb") as stream:
+                Path(folder, path.name).write_bytes(stream.read(LIMITS.file_bytes + 1))
+        except OSError as error:
+            reason = f"{path} cannot be read: {error.strerror or error}"
+            yield str(path), ConceptError(reason, hint="check its permissions", entry=path.name, rule="readable")
+            return
         for found in examine(Path(folder), limits):
             yield str(path), found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,10 +46,7 @@ def demo(common: Common, out: Path, taught: Path, steps: int | None) -> None:
 
     common.set_threads()
     out.mkdir(parents=True, exist_ok=True)
-    store = common.store
-    if common.root is None:
-        shutil.rmtree(out / "store", ignore_errors=True)
-        store = Store(out / "store")
+    store = common.store if common.root else Store(Path(tempfile.mkdtemp(prefix="store-", dir=out)))
     settings = Settings() if steps is None else Settings(steps=steps)
     with reporting() as report:
 

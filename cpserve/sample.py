@@ -49,7 +49,7 @@ def _diffusers(name: str, schedule: Schedule, steps: int) -> Any:
     scheduler = getattr(diffusers, name).from_config(schedule.config)
     scheduler.set_timesteps(steps)
     first = int(scheduler.timesteps[0])
-    if steps > 2 and not LEAST_START * schedule.steps <= first < schedule.steps:
+    if steps > schedule.steps // 8 and not LEAST_START * schedule.steps <= first < schedule.steps:
         raise EngineError(
             f"{steps} steps cannot be cut out of a schedule of {schedule.steps}: the first would be {first}",
             hint=f"use at most {schedule.steps // 8} steps",

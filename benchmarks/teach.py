@@ -1,10 +1,10 @@
 """How well is one concept taught? Each of N held-out concepts alone: seconds, and what the drawn pictures look like to a judge.
 
-Physics: a K,V-only adapter moves what the UNet reads from the prompt and nothing else, so what the base cannot draw it cannot
-be taught to draw. Judge: EfficientNet-Lite0, nearest class mean (cosine, common mean removed) among the frozen list of 20
-held-out concepts, a class being pictures of the concept's own drawing in other scenes, as the base's autoencoder renders them (else sharpness
-is judged before anything else); features of block 10 pooled to 4x4, with which the number agrees with a person's (LOG.md). Beside it, what the base draws with
-the concept's name.
+Physics: a K,V-only adapter moves what the UNet reads from the prompt and nothing else, so what the base cannot draw it
+cannot be taught to draw. Judge: EfficientNet-Lite0, block 10 pooled to 4x4, nearest class mean (cosine, common mean
+removed) among the frozen list of 20 held-out concepts, a class being pictures of the concept's own drawing in other
+scenes as the base's autoencoder renders them (else sharpness is judged before anything else). With these features the
+number agrees with a person's (LOG.md). Beside it, what the base draws with the concept's name.
 
     python tools/emoji64/sources.py && python tools/emoji64/render.py      # the drawings, once
     python benchmarks/teach.py [--concepts 10] [--sheet FILE]

@@ -26,15 +26,16 @@ if TYPE_CHECKING:
     from trainer import Progress, Record, Settings
 
 SAMPLES = 4
+LEAST_LEARNED = 0.5  # of the own pictures told from the others'; below, the user is warned
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A concept and the version that holds it."""
+    """A concept, the version that holds it, and what its user should know."""
 
     concept: str
     version: Version
-    warning: str | None
+    warnings: tuple[str, ...]
 
 
 def head_adapter(store: Store, name: str, base: BaseModel, method: str) -> Adapter:
@@ -62,17 +63,15 @@ def learn(
         TrainingError: a concept cannot be learned next, an unfinished run stands in the way, or training broke down.
         StoreError: the version cannot be kept; the run stays where it is for `resume`.
     """
-    from trainer import Record
-
-    record = Record(store.root / "runs" / check_name(adapter))
+    record = _record(store, adapter)
     with _alone(record.folder):
         if restart:
             record.delete()
-        _clear_the_way(record, head_adapter(store, adapter, base, settings.method), resume=resume)
+        _clear_the_way(record, _known(store, adapter), resume=resume)
         done: list[Learned] = []
         for concept in concepts:
             start = head_adapter(store, adapter, base, settings.method)
-            if resume and concept.name in _known(start):
+            if resume and concept.name in _known(store, adapter):
                 continue
             done.append(
                 _learn_one(base, concept, start, store, adapter, settings, record, resume=resume, progress=progress)
@@ -102,17 +101,34 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _known(adapter: Adapter) -> set[str]:
-    return {concept.name for concept in adapter.manifest.concepts}
+def clear_finished(store: Store, adapter: str) -> None:
+    """Remove what a run left behind that was killed after its version was stored: no pictures' latents stay."""
+    record = _record(store, adapter)
+    if record.exists():
+        with _alone(record.folder):
+            if record.read_run().concept.name in _known(store, adapter):
+                record.delete()
 
 
-def _clear_the_way(record: Record, head: Adapter, *, resume: bool) -> None:
+def _record(store: Store, adapter: str) -> Record:
+    from trainer import Record
+
+    return Record(store.root / "runs" / check_name(adapter))
+
+
+def _known(store: Store, adapter: str) -> set[str]:
+    if store.head(adapter) == 0:
+        return set()
+    return {concept.name for concept in store.version(adapter).manifest.concepts}
+
+
+def _clear_the_way(record: Record, known: set[str], *, resume: bool) -> None:
     """Refuse to begin over an unfinished run; one whose concept is stored was killed between commit and clearing up."""
     if not record.exists():
         record.delete()  # killed before the run was whole: its latents must not stay
         return
     unfinished = record.read_run().concept.name
-    if unfinished in _known(head):
+    if unfinished in known:
         record.delete()
     elif not resume:
         raise TrainingError(
@@ -136,10 +152,21 @@ def _learn_one(
 ) -> Learned:
     import trainer
     from adapter_store.card import render_card
+    from trainer.methods import BY_NAME
 
-    warning = check_fits(start, base.spec.entry)
+    unfit = check_fits(start, base.spec.entry)
     told = (lambda p: progress(concept.name, p)) if progress else None
-    made = trainer.learn(base, concept, start, settings, record, resume=resume, progress=told)
+    made = trainer.learn(
+        base,
+        concept,
+        start,
+        settings,
+        record,
+        past=_past(store, name, start) if BY_NAME[settings.method].consolidate else (),
+        prior=lambda prompt, count: _draw(base, [Prompt(prompt)] * count, range(count)),
+        resume=resume,
+        progress=told,
+    )
     made = replace(made, samples=draw_samples(base, made))
     files = made.files()
     files["README.md"] = render_card(made.manifest, name).encode()
@@ -148,17 +175,37 @@ def _learn_one(
     draft = made.manifest.model_copy(update={"trained_from": pin})
     version = store.commit(name, files, draft, expected_head=head)
     record.delete()
-    return Learned(concept.name, version, warning)
+    return Learned(concept.name, version, tuple(w for w in (unfit, _unlearned(made)) if w))
+
+
+def _unlearned(made: Adapter) -> str | None:
+    concept, share = made.manifest.concepts[-1], float(str(made.manifest.metrics["own_dc_accuracy"]))
+    if share >= LEAST_LEARNED:
+        return None
+    return (
+        f"{concept.name} seems not to be learned: {share:.0%} of its own pictures are told from the others'; look at the "
+        "samples, and try more --steps, more pictures or a --class-word"
+    )
+
+
+def _past(store: Store, name: str, start: Adapter) -> list[Adapter]:
+    """The version in which each concept so far was learned."""
+    versions = [store.version(f"{name}@v{concept.since}") for concept in start.manifest.concepts]
+    return [Adapter.read(version.manifest, version.read) for version in versions]
+
+
+def _draw(base: BaseModel, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Image.Image]:
+    with EagerEngine(base) as engine:
+        return [d.image for d in generate(engine, prompts, seeds, Drawing(guidance=3.0))]
 
 
 def draw_samples(base: BaseModel, adapter: Adapter, each: int = SAMPLES) -> dict[str, bytes]:
     """Seeded pictures of every concept so far, as PNG bytes by file name."""
-    with EagerEngine(base) as engine:
-        prompts = [Prompt(f"a photo of {c.token}", adapter) for c in adapter.manifest.concepts for _ in range(each)]
-        names = [f"{c.name}-{i}.png" for c in adapter.manifest.concepts for i in range(each)]
-        seeds = [i for _ in adapter.manifest.concepts for i in range(each)]
-        drawn = generate(engine, prompts, seeds, Drawing(guidance=3.0))
-    return {name: _png(d.image) for name, d in zip(names, drawn, strict=True)}
+    concepts = adapter.manifest.concepts
+    prompts = [Prompt(f"a photo of {c.token}", adapter) for c in concepts for _ in range(each)]
+    names = [f"{c.name}-{i}.png" for c in concepts for i in range(each)]
+    images = _draw(base, prompts, [i for _ in concepts for i in range(each)])
+    return {name: _png(image) for name, image in zip(names, images, strict=True)}
 
 
 def _png(image: Image.Image) -> bytes:

@@ -35,13 +35,22 @@ def draws(seed: int, count: int, shape: tuple[int, ...], low: float, high: float
     return Draw((low + (high - low) * within).floor(), noise)
 
 
-def errors(denoise: DenoiseSlots, schedule: Schedule, x0: Tensor, draw: Draw, slots: Tensor) -> Tensor:
-    """Squared errors `[B,N]` of latents `x0 [B,4,h,w]` under the labels in `slots [N]`, one call for all rows."""
+def predictions(denoise: DenoiseSlots, schedule: Schedule, x0: Tensor, draw: Draw, slots: Tensor) -> Tensor:
+    """eps `[B,N,4,h,w]` for latents `x0 [B,4,h,w]` under the labels in `slots [N]`, one call for all rows."""
     count, labels = len(x0), len(slots)
     xt = schedule.add_noise(x0, draw.noise, draw.t)
-    rows = [x.repeat_interleave(labels, 0) for x in (xt, draw.t.expand(count), draw.noise.expand_as(x0))]
-    eps = denoise(rows[0], rows[1], slots.repeat(count))
-    return (rows[2] - eps).pow(2).flatten(1).sum(1).view(count, labels)
+    rows = [x.repeat_interleave(labels, 0) for x in (xt, draw.t.expand(count))]
+    return denoise(rows[0], rows[1], slots.repeat(count)).unflatten(0, (count, labels))
+
+
+def squared(eps: Tensor, draw: Draw) -> Tensor:
+    """Squared errors `[B,N]`, summed over elements, of predictions `eps [B,N,4,h,w]`."""
+    return (draw.noise.unsqueeze(1) - eps).pow(2).flatten(2).sum(2)
+
+
+def errors(denoise: DenoiseSlots, schedule: Schedule, x0: Tensor, draw: Draw, slots: Tensor) -> Tensor:
+    """Squared errors `[B,N]` of latents `x0 [B,4,h,w]` under the labels in `slots [N]`."""
+    return squared(predictions(denoise, schedule, x0, draw, slots), draw)
 
 
 def log_scores(error: Tensor, tau: float) -> Tensor:

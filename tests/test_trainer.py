@@ -10,24 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from adapter_store import Store
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel, token_table
-from cpserve.concept import Concept, Picture
 from cpserve.errors import RefError, TrainingError
 from cpserve.learning import head_adapter
 from cpserve.learning import learn as learn_and_keep
 from cpserve.prompt_kv import KVSites
 from cpserve.prompts import tokenize
 from cpserve.score import draws, errors, log_scores, temperature
-from trainer import Progress, Record, Settings, learn
+from tests.lessons import QUICK, concept, learned
+from trainer import METHODS, Progress, Record, learn
 from trainer.lora import fold, fresh_factors, recompress, states
 from trainer.penalties.ewc import Anchor, fisher_information
 from trainer.penalties.null_space import extend_basis, largest_change
-
-QUICK = Settings(steps=6, batch=4, rank=4, variants=2, fisher_draws=3, warm_up=2)
 
 
 @pytest.fixture(scope="session")
@@ -40,19 +37,6 @@ def v_base(bases: dict[str, BaseModel]) -> BaseModel:
     return bases["sd21"]
 
 
-def concept(name: str, seed: int = 0) -> Concept:
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
-    return Concept(name, tuple(Picture(f"{i}.png", Image.fromarray(p)) for i, p in enumerate(pixels)))
-
-
-def learned(base: BaseModel, folder: Path, settings: Settings, *names: str) -> Adapter:
-    adapter = empty_adapter(base.spec.entry)
-    for number, name in enumerate(names):
-        adapter = learn(base, concept(name, number), adapter, settings, Record(folder / f"{name}{number}"))
-    return adapter
-
-
 def packed_of(base: BaseModel, adapter: Adapter, texts: list[str]) -> torch.Tensor:
     sites = base.spec.sites
     ids = tokenize(base.spec.tokenizer, texts, adapter.tokens)
@@ -60,7 +44,7 @@ def packed_of(base: BaseModel, adapter: Adapter, texts: list[str]) -> torch.Tens
     return sites.project(e, adapter.lora)
 
 
-@pytest.mark.parametrize("method", ["none", "ewc-dc", "null-space"])
+@pytest.mark.parametrize("method", METHODS)
 def test_earlier_tokens_never_move(base: BaseModel, tmp_path: Path, method: str) -> None:
     """Learning a second concept leaves the first one's token bit for bit as it was, and the base's weights too."""
     weights = {n: p.clone() for n, p in base.unet.named_parameters()}
@@ -72,7 +56,7 @@ def test_earlier_tokens_never_move(base: BaseModel, tmp_path: Path, method: str)
     assert all(torch.equal(weights[n], p) for n, p in base.unet.named_parameters())
 
 
-@pytest.mark.parametrize("method", ["none", "ewc-dc", "null-space"])
+@pytest.mark.parametrize("method", METHODS)
 def test_learning_changes_the_new_concept(base: BaseModel, tmp_path: Path, method: str) -> None:
     """After learning, K,V of the new token's prompt differ from the base's by more than rounding."""
     adapter = learned(base, tmp_path, replace(QUICK, method=method), "dog")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -23,16 +26,30 @@ def variant(image: Image.Image, side: int, rng: np.random.Generator) -> Image.Im
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 
 
-def to_tensor(images: list[Image.Image]) -> Tensor:
+def to_tensor(images: Sequence[Image.Image]) -> Tensor:
     """`[B,3,H,W]` in [-1, 1]."""
     stacked = np.stack([np.asarray(image, dtype=np.float32) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def encode_concept(base: BaseModel, concept: Concept, variants: int, seed: int, batch: int = 32) -> Tensor:
+def digest(concept: Concept) -> str:
+    """A hash of a concept's pictures and captions."""
+    sha = hashlib.sha256()
+    for picture in concept.pictures:
+        sha.update(f"{picture.image.size}{picture.caption}".encode() + picture.image.tobytes())
+    return sha.hexdigest()
+
+
+def encode_pictures(base: BaseModel, images: Sequence[Image.Image], batch: int = 32) -> Tensor:
+    """Latents `[B,4,h,w]` of unit scale of pictures at the base's size."""
+    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+    return torch.cat([base.encode_pictures(to_tensor(part)) for part in parts])
+
+
+def encode_concept(base: BaseModel, concept: Concept, variants: int, seed: int) -> Tensor:
     """Latents `[pictures * variants, 4, h, w]` of unit scale, picture by picture."""
     made = []
     for number, picture in enumerate(concept.pictures):
         rng = np.random.default_rng((seed, number))
         made += [variant(picture.image, base.spec.pixels, rng) for _ in range(variants)]
-    return torch.cat([base.encode_pictures(to_tensor(made[i : i + batch])) for i in range(0, len(made), batch)])
+    return encode_pictures(base, made)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -13,12 +13,17 @@ from torch import Tensor
 
 from cpserve.base import BaseModel
 from cpserve.errors import TrainingError
+from cpserve.score import DenoiseSlots, Draw
 from trainer.lora import Trainable, states
-from trainer.penalties.ewc import Anchor
 from trainer.record import Record
 from trainer.settings import Settings
 
 SAVE_EVERY_S = 5.0
+CAPTION_SHARE = 0.5  # of the rows of a picture with a caption; the others see the templates
+DIVERGED = 10.0  # times the lowest running loss
+
+Penalty = Callable[[Mapping[str, Tensor]], Tensor]
+"""A scalar from the parameters by name."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,11 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One concept to learn: `latents [M,4,h,w]`, prompts' `ids [T,S]`, the earlier tokens' embeddings `[E,d]`."""
+    """One concept to learn: `latents [M,4,h,w]`, prompts' `ids [T,S]`, the earlier tokens' embeddings `[E,d]`.
+
+    `captions [M]` is a latent's own prompt among `ids`, or -1; `prior [P,4,h,w]` are pictures of the class, which the last
+    prompt describes.
+    """
 
     base: BaseModel
     settings: Settings
@@ -41,21 +50,55 @@ class Task:
     ids: Tensor
     earlier: Tensor
     trainable: Trainable
-    anchor: Anchor | None = None
+    templates: int
+    captions: Tensor
+    prior: Tensor | None = None
 
-    def denoise_loss(self, step: int) -> Tensor:
-        """`E || target - output ||^2`, the mean over elements, on a batch that depends on the seed and `step` alone."""
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
-        rows = torch.randint(len(self.latents), (self.settings.batch,), generator=generator)
-        slot = torch.randint(len(self.ids), (self.settings.batch,), generator=generator)
-        x0 = self.latents[rows]
+    def generator(self, step: int, stream: int = 0) -> torch.Generator:
+        """Randomness that depends on the seed, the step and the purpose alone."""
+        return torch.Generator().manual_seed((self.settings.seed * 1_000_003 + step) * 8 + stream)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Draw]:
+        """Latents `[count,4,h,w]` at random, each with its own (t, eps)."""
+        x0 = self.latents[torch.randint(len(self.latents), (count,), generator=generator)]
         noise = torch.randn(x0.shape, generator=generator)
+        return x0, Draw(torch.randint(self.base.spec.schedule.steps, (count,), generator=generator).float(), noise)
+
+    def denoise(self, packed: Tensor) -> DenoiseSlots:
+        """The UNet's eps under prompts of packed K,V `[N,S,W]`, in the faster precision."""
+
+        def eps(z: Tensor, t: Tensor, slot: Tensor) -> Tensor:
+            with faster_precision():
+                output = self.base.unet(z, t, packed, slot)
+            return self.base.spec.schedule.eps(output.float(), z, t)
+
+        return eps
+
+    def loss(self, step: int) -> Tensor:
+        """`E || target - output ||^2`, the mean over elements, on a batch that depends on the seed and `step` alone."""
+        generator, settings = self.generator(step), self.settings
+        rows = torch.randint(len(self.latents), (settings.batch,), generator=generator)
+        slot = torch.randint(self.templates, (settings.batch,), generator=generator)
+        own = (self.captions[rows] >= 0) & (torch.rand(settings.batch, generator=generator) < CAPTION_SHARE)
+        slot = torch.where(own, self.captions[rows], slot)
+        x0, weight = self.latents[rows], torch.ones(settings.batch)
+        if self.prior is not None:
+            x0 = torch.cat([x0, self.prior[torch.randint(len(self.prior), (settings.batch,), generator=generator)]])
+            slot = torch.cat([slot, torch.full((settings.batch,), len(self.ids) - 1)])
+            weight = torch.cat([weight, torch.full((settings.batch,), settings.prior_weight)])
+        return (weight * self._errors(x0, slot, generator)).sum() / settings.batch
+
+    def _errors(self, x0: Tensor, slot: Tensor, generator: torch.Generator) -> Tensor:
+        """The squared error of each row `[B]`, the mean over its elements."""
         schedule = self.base.spec.schedule
+        noise = torch.randn(x0.shape, generator=generator)
         t = torch.randint(schedule.steps, (len(x0),), generator=generator).float()
         used, slot = torch.unique(slot, return_inverse=True)
-        packed = self.trainable.packed(states(self.base, self.ids[used], self.earlier, self.trainable.token))
-        output = self.base.unet(schedule.add_noise(x0, noise, t), t, packed, slot)
-        return (output.float() - schedule.target(x0, noise, t)).pow(2).mean()  # type: ignore[no-any-return]
+        with faster_precision():
+            packed = self.trainable.packed(states(self.base, self.ids[used], self.earlier, self.trainable.token))
+            output = self.base.unet(schedule.add_noise(x0, noise, t), t, packed, slot)
+        error: Tensor = (output.float() - schedule.target(x0, noise, t)).pow(2).flatten(1).mean(1)
+        return error
 
 
 def faster_precision() -> AbstractContextManager[object]:
@@ -65,73 +108,93 @@ def faster_precision() -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def rate(step: int, settings: Settings) -> float:
-    """The share of the full learning rate at `step`: a linear rise, then half a cosine to zero."""
-    rising = (step + 1) / max(1, settings.warm_up)
-    return min(1.0, rising) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A run of the optimiser over `steps`, `done` steps of the whole lesson before it and `total` in all.
+
+    `loss(step)` depends on the step alone. `groups` are parameters by name, each group with AdamW's full rate.
+    """
+
+    name: str
+    loss: Callable[[int], Tensor]
+    groups: Sequence[tuple[Mapping[str, Tensor], float]]
+    steps: int
+    warm_up: int
+    done: int
+    total: int
+    penalty: Penalty | None = None
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Everything that the optimiser moves, by name."""
+        return {name: parameter for group, _ in self.groups for name, parameter in group.items()}
+
+    def rate(self, step: int) -> float:
+        """The share of the full learning rate at `step`: a linear rise, then half a cosine to zero."""
+        rising = (step + 1) / max(1, self.warm_up)
+        return min(1.0, rising) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
-def optimise(task: Task, record: Record, progress: Callable[[Progress], None] | None = None) -> None:
-    """Train `task.trainable` in place to the end, from the last state in `record`.
+def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] | None = None) -> None:
+    """Train a stage's parameters in place to the end, from its last state in `record`.
 
     Raises:
-        TrainingError: the loss is not finite; the last good state is kept.
+        TrainingError: the loss is not finite or has grown out of bounds; the last state kept stays.
     """
-    settings, parameters = task.settings, task.trainable.parameters()
-    token, factors = parameters["token"], [p for n, p in parameters.items() if n != "token"]
-    groups = [{"params": [token], "lr": settings.token_rate}, {"params": factors, "lr": settings.factor_rate}]
-    optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
-    step = _restore(record, parameters, optimiser)
-    first, began, saved, mean, whole = step, time.monotonic(), time.monotonic(), math.nan, True
+    optimiser = torch.optim.AdamW([{"params": [*group.values()]} for group, _ in stage.groups], weight_decay=0.0)
+    step = _restore(record, stage, optimiser)
+    first, began, saved, mean, lowest, whole = step, time.monotonic(), time.monotonic(), math.nan, math.inf, True
     try:
-        while step < settings.steps:
-            with faster_precision():
-                loss = task.denoise_loss(step)
+        while step < stage.steps:
+            loss = stage.loss(step)
             value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss is no longer a number at step {step}",
-                    hint="learn again with a smaller rate: factor_rate in --config",
-                    state=str(record.folder),
-                )
-            torch.autograd.backward(loss + task.anchor.term(parameters) if task.anchor else loss)
-            for group, full in zip(optimiser.param_groups, (settings.token_rate, settings.factor_rate), strict=True):
-                group["lr"] = full * rate(step, settings)
+            mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
+            lowest = min(lowest, mean)
+            _check(value, mean, lowest, stage.done + step, record)
+            torch.autograd.backward(loss + stage.penalty(stage.parameters) if stage.penalty else loss)
+            for group, (_, full) in zip(optimiser.param_groups, stage.groups, strict=True):
+                group["lr"] = full * stage.rate(step)
             whole = False
             optimiser.step()
             step += 1
             whole = True
             optimiser.zero_grad()
-            mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
             if progress:
-                progress(
-                    Progress(
-                        step,
-                        settings.steps,
-                        mean,
-                        (settings.steps - step) * (time.monotonic() - began) / (step - first),
-                    )
-                )
+                at = stage.done + step
+                each = (time.monotonic() - began) / (step - first)
+                progress(Progress(at, stage.total, mean, (stage.total - at) * each))
             if time.monotonic() - saved > SAVE_EVERY_S:
-                _keep(record, parameters, optimiser, step)
+                _keep(record, stage, optimiser, step)
                 saved = time.monotonic()
     except KeyboardInterrupt:
         if whole:  # in the middle of a step the last state kept is the better one
-            _keep(record, parameters, optimiser, step)
+            _keep(record, stage, optimiser, step)
         raise
-    _keep(record, parameters, optimiser, step)
+    if step > first:
+        _keep(record, stage, optimiser, step)
 
 
-def _keep(record: Record, parameters: dict[str, Tensor], optimiser: torch.optim.Optimizer, step: int) -> None:
-    tensors = dict(parameters)
-    for name, parameter in parameters.items():
+def _check(value: float, mean: float, lowest: float, step: int, record: Record) -> None:
+    if math.isfinite(value) and mean <= DIVERGED * max(lowest, 1e-3):
+        return
+    what = "has grown tenfold" if math.isfinite(value) else "is no longer a number"
+    raise TrainingError(
+        f"the loss {what} at step {step}",
+        hint="learn again with a smaller rate: factor_rate in --config",
+        state=str(record.folder),
+    )
+
+
+def _keep(record: Record, stage: Stage, optimiser: torch.optim.Optimizer, step: int) -> None:
+    tensors = dict(stage.parameters)
+    for name, parameter in stage.parameters.items():
         tensors |= {f"{key}/{name}": value for key, value in optimiser.state[parameter].items()}
-    record.save_state(tensors, step)
+    record.save_state(stage.name, tensors, step)
 
 
-def _restore(record: Record, parameters: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> int:
-    tensors, step = record.load_state()
-    for name, parameter in parameters.items():
+def _restore(record: Record, stage: Stage, optimiser: torch.optim.Optimizer) -> int:
+    tensors, step = record.load_state(stage.name)
+    for name, parameter in stage.parameters.items():
         if step:
             parameter.data.copy_(tensors[name])
             keys = ("step", "exp_avg", "exp_avg_sq")

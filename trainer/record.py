@@ -32,6 +32,8 @@ class Run(BaseModel):
     base: Fingerprint
     start: str
     """The content hash of the adapter that learning went on from."""
+    pictures: str
+    """A hash of the pictures and captions: a resumed run must bring the same. It goes when the run goes, as they do."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +63,32 @@ class Record:
                 f"the unfinished run in {self.folder} cannot be read", hint="drop it: add --restart to the same command"
             ) from error
 
-    def begin(self, run: Run, latents: Tensor) -> None:
-        """Lay down a new run; `run.json` comes last, so a run that exists is complete."""
+    def begin(self, run: Run, latents: dict[str, Tensor]) -> None:
+        """Lay down a new run: `latents` of the pictures and, with prior preservation, of the `prior`. `run.json` comes last, so
+        a run that exists is complete.
+        """
         self.delete()
         temporary = self.folder / "run.json.partial"
         with self._disk():
             self.folder.mkdir(parents=True)
-            self._save(self.folder / "latents.safetensors", {"latents": latents})
+            self._save(self.folder / "latents.safetensors", latents)
             with temporary.open("w") as stream:
                 stream.write(run.model_dump_json(indent=1))
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(self.run_file)
 
-    def latents(self) -> Tensor:
+    def latents(self) -> dict[str, Tensor]:
         """The cached latents."""
-        return load_file(self.folder / "latents.safetensors")["latents"]
+        return load_file(self.folder / "latents.safetensors")
 
-    def save_state(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Keep the state after `step` steps."""
-        self._save(self.folder / "state.safetensors", {**tensors, "step": torch.tensor(step)})
+    def save_state(self, stage: str, tensors: dict[str, Tensor], step: int) -> None:
+        """Keep a stage's state after `step` steps."""
+        self._save(self.folder / f"{stage}.safetensors", {**tensors, "step": torch.tensor(step)})
 
-    def load_state(self) -> tuple[dict[str, Tensor], int]:
-        """The last state kept and its step; `({}, 0)` where none was."""
-        path = self.folder / "state.safetensors"
+    def load_state(self, stage: str) -> tuple[dict[str, Tensor], int]:
+        """A stage's last state kept and its step; `({}, 0)` where none was."""
+        path = self.folder / f"{stage}.safetensors"
         if not path.exists():
             return {}, 0
         tensors = load_file(path)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cpserve.adapter import Adapter, Tensors
@@ -15,33 +16,70 @@ from cpserve.concept import Concept
 from cpserve.errors import TrainingError
 from cpserve.manifest import ConceptEntry, Manifest, check_name
 from cpserve.prompts import tokenize
-from trainer.fisher import dc_fisher, sampled_rivals
-from trainer.images import encode_concept
-from trainer.loop import Progress, Task, optimise
-from trainer.lora import recompress, start_token, states, trainable
+from trainer.consolidate import consolidation
+from trainer.fisher import fisher, sampled_rivals
+from trainer.images import digest, encode_concept, encode_pictures
+from trainer.learned import own_accuracy
+from trainer.loop import Penalty, Progress, Stage, Task, optimise
+from trainer.lora import Trainable, recompress, start_token, states, trainable
+from trainer.methods import BY_NAME, Method
+from trainer.penalties.c_lora import Overlap, updates
 from trainer.penalties.ewc import Anchor, decay
 from trainer.penalties.null_space import extend_basis, largest_change
 from trainer.record import Record, Run
-from trainer.settings import PROTECTED, TEMPLATES, Settings
+from trainer.settings import GENERIC_PROMPT, PROTECTED, TEMPLATES, Settings
 
 LIBRARIES = ("cpserve", "torch", "diffusers", "transformers")
 
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """What one concept's learning stands on."""
+    """What one concept's learning stands on; `past[i]` is the version in which the i-th earlier concept was learned."""
 
     base: BaseModel
     start: Adapter
     entry: ConceptEntry
+    captions: Sequence[str | None]
     settings: Settings
+    past: Sequence[Adapter] = ()
+
+    @property
+    def method(self) -> Method:
+        return BY_NAME[self.settings.method]
 
     @property
     def tokens(self) -> list[str]:
         return [*self.start.tokens, self.entry.token]
 
+    @property
+    def prompts(self) -> list[str]:
+        """What is learned under: the templates, the pictures' own captions, and last the class for prior preservation."""
+        token = self.entry.token
+        own = [_captioned(caption, token) for caption in self.captions if caption]
+        return [*(t.format(token) for t in self.entry.templates), *own, class_prompt(self.entry.class_word)]
+
+    def caption_slots(self) -> Tensor:
+        """For each latent its caption's place among `prompts`, or -1; `[pictures * variants]`."""
+        slots, following = [], len(self.entry.templates)
+        for caption in self.captions:
+            slots.append(following if caption else -1)
+            following += bool(caption)
+        return torch.tensor(slots).repeat_interleave(self.settings.variants)
+
     def ids(self, texts: Sequence[str]) -> Tensor:
         return tokenize(self.base.spec.tokenizer, texts, self.tokens)
+
+
+def _captioned(caption: str, token: str) -> str:
+    """A caption as a prompt: its `{}` or the token itself stands for the concept, else it follows after a neutral wording."""
+    if "{}" in caption:
+        return caption.replace("{}", token)
+    return caption if token in caption else f"{TEMPLATES[0].format(token)}, {caption}"
+
+
+def class_prompt(class_word: str | None) -> str:
+    """The prompt that prior preservation keeps."""
+    return TEMPLATES[0].format(class_word) if class_word else GENERIC_PROMPT
 
 
 def check_new(base: BaseModel, start: Adapter, concept: Concept) -> ConceptEntry:
@@ -72,11 +110,11 @@ def check_method(start: Adapter, settings: Settings) -> None:
     """Refuse a change of method that needs what the earlier one did not keep.
 
     Raises:
-        TrainingError: `ewc-dc` after versions without a Fisher.
+        TrainingError: a method with a Fisher after versions without one.
     """
-    if settings.method == "ewc-dc" and start.manifest.concepts and "ewc" not in start.training:
+    if BY_NAME[settings.method].fisher and start.manifest.concepts and "ewc" not in start.training:
         raise TrainingError(
-            f"ewc-dc needs the Fisher information of earlier concepts, which {start.manifest.method!r} did not keep",
+            f"{settings.method} needs the Fisher information of earlier concepts, which {start.manifest.method!r} did not keep",
             hint=f"go on with --method {start.manifest.method}, or start another --adapter",
         )
 
@@ -88,54 +126,108 @@ def learn(
     settings: Settings,
     record: Record,
     *,
+    past: Sequence[Adapter] = (),
+    prior: Callable[[str, int], Sequence[Image.Image]] | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Adapter:
     """Learn one concept on top of `start`. The record is kept until its caller has stored the result.
 
+    `past[i]` is the version in which the i-th earlier concept was learned (for `dsc`); `prior(prompt, count)` draws pictures
+    with the base (for prior preservation).
+
     Raises:
         TrainingError: the concept cannot be learned next, another run is unfinished, or training broke down.
     """
     check_method(start, settings)
-    lesson = Lesson(base, start, check_new(base, start, concept), settings)
+    lesson = Lesson(base, start, check_new(base, start, concept), concept.captions, settings, past)
+    if lesson.method.consolidate and len(past) != len(start.tokens):
+        raise TrainingError(
+            f"{settings.method} needs the version in which each earlier concept was learned, and not all are here",
+            hint="choose another --method, or pull the adapter's whole history",
+        )
     run = Run(
-        concept=lesson.entry, settings=settings.dump(), base=base.spec.entry.fingerprint, start=start.content_hash
+        concept=lesson.entry,
+        settings=settings.dump(),
+        base=base.spec.entry.fingerprint,
+        start=start.content_hash,
+        pictures=digest(concept),
     )
     if resume and record.exists():
         if record.read_run() != run:
             raise TrainingError(
-                "the unfinished run learns something else or from another version",
-                hint="ask for the same concept and settings, or drop it: train again with --restart",
+                "the unfinished run learns something else: other pictures, settings or another version before it",
+                hint="ask for the same, or drop it: train again with --restart",
                 state=str(record.folder),
             )
     else:
-        record.begin(run, encode_concept(base, concept, settings.variants, settings.seed))
+        latents = {"latents": encode_concept(base, concept, settings.variants, settings.seed)}
+        if settings.prior_weight and prior:
+            drawn = prior(class_prompt(concept.class_word), settings.prior_pictures)
+            latents["prior"] = encode_pictures(base, drawn)
+        record.begin(run, latents)
     return _learn(lesson, record, progress)
 
 
 def _learn(lesson: Lesson, record: Record, progress: Callable[[Progress], None] | None) -> Adapter:
-    base, start, settings, entry = lesson.base, lesson.start, lesson.settings, lesson.entry
-    token = start_token(base, entry.class_word, settings.seed)
-    earlier = start.extra_rows(len(token))
-    protected = _protected_basis(lesson, earlier, token) if settings.method == "null-space" else None
-    seed = settings.seed + len(start.tokens)
-    model = trainable(base, start, token, settings.rank, seed, protected, fresh=settings.method == "null-space")
-    kept = start.training.get("ewc", {})
-    anchor = Anchor({k: start.lora[k].float() for k in kept}, kept, settings.ewc_lambda) if kept else None
-    ids = lesson.ids([template.format(entry.token) for template in entry.templates])
-    task = Task(base, settings, record.latents(), ids, earlier, model, anchor if settings.method == "ewc-dc" else None)
-    optimise(task, record, progress)
-    training, metrics = _finish(lesson, task)
-    lora = recompress(base.spec.sites, model.lora()) if settings.method == "null-space" else model.lora()
+    settings, method = lesson.settings, lesson.method
+    task = _task(lesson, record.latents())
+    consolidating = settings.dsc_steps if method.consolidate and lesson.start.tokens else 0
+    total = settings.steps + consolidating
+    model, penalty = task.trainable, _penalty(lesson, task.trainable)
+    groups = [({"token": model.token}, settings.token_rate), (model.factors, settings.factor_rate)]
+    stage = Stage("learn", task.loss, groups, settings.steps, settings.warm_up, 0, total, penalty)
+    optimise(stage, record, progress)
+    if consolidating:
+        distil = consolidation(task, lesson.tokens, lesson.past)
+        rates = [(model.factors, settings.dsc_rate)]
+        stage = Stage(
+            "consolidate", distil.loss, rates, consolidating, settings.warm_up, settings.steps, total, penalty
+        )
+        optimise(stage, record, progress)
+    lora = recompress(lesson.base.spec.sites, model.lora()) if method.fresh else model.lora()
+    training, tau = _kept(lesson, task)
     manifest = Manifest(
-        base=base.spec.entry,
-        concepts=(*start.manifest.concepts, entry),
+        base=lesson.base.spec.entry,
+        concepts=(*lesson.start.manifest.concepts, lesson.entry),
         method=settings.method,
         settings=settings.dump(),
-        metrics={**metrics, **_change(lesson, lora, earlier, token)},
+        metrics={**tau, **_measured(lesson, task, lora)},
         libraries={name: version(name) for name in LIBRARIES},
     )
-    return Adapter(manifest, lora, {**start.embeddings, entry.token: model.token.detach().clone()}, training)
+    embeddings = {**lesson.start.embeddings, lesson.entry.token: model.token.detach().clone()}
+    return Adapter(manifest, lora, embeddings, training)
+
+
+def _task(lesson: Lesson, latents: dict[str, Tensor]) -> Task:
+    base, start, settings, method = lesson.base, lesson.start, lesson.settings, lesson.method
+    token = start_token(base, lesson.entry.class_word, settings.seed)
+    earlier = start.extra_rows(len(token))
+    protected = _protected_basis(lesson, earlier, token) if method.protect else None
+    seed = settings.seed + len(start.tokens)
+    model = trainable(base, start, token, settings.rank, seed, protected, fresh=method.fresh)
+    return Task(
+        base,
+        settings,
+        latents["latents"],
+        lesson.ids(lesson.prompts),
+        earlier,
+        model,
+        templates=len(lesson.entry.templates),
+        captions=lesson.caption_slots(),
+        prior=latents.get("prior"),
+    )
+
+
+def _penalty(lesson: Lesson, model: Trainable) -> Penalty | None:
+    """What holds the factors back while they learn; nothing for the first concept."""
+    kept = lesson.start.training.get("ewc", {})
+    if lesson.method.fisher and kept:
+        theta = {k: lesson.start.lora[k].float() for k in kept}
+        return Anchor(theta, kept, lesson.settings.ewc_lambda).term
+    if lesson.method.overlap and model.frozen:
+        return Overlap.of(model.sites, model.frozen, lesson.settings.c_lora_lambda).term
+    return None
 
 
 def _protected_texts(tokens: Sequence[str]) -> list[str]:
@@ -151,18 +243,28 @@ def _protected_basis(lesson: Lesson, earlier: Tensor, token: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _change(lesson: Lesson, lora: Tensors, earlier: Tensor, token: Tensor) -> dict[str, float]:
-    """How far the K,V of earlier prompts moved in this lesson, whatever the method."""
-    e = states(lesson.base, lesson.ids(_protected_texts(lesson.start.tokens)), earlier, token).float()
-    sites = lesson.base.spec.sites
-    before = sites.project(e, {k: t.float() for k, t in lesson.start.lora.items()})
-    return {"largest_kv_change": round(largest_change(before, sites.project(e, lora)), 6)}
+def _measured(lesson: Lesson, task: Task, lora: Tensors) -> dict[str, float]:
+    """Of this lesson, whatever the method: how far the K,V of earlier prompts moved, how large the update is (the sum of
+    `|B A|`), and in how many draws the concept's own pictures were told from the others.
+    """
+    sites, before = lesson.base.spec.sites, {k: t.float() for k, t in lesson.start.lora.items()}
+    ids = lesson.ids(_protected_texts(lesson.start.tokens))
+    e = states(lesson.base, ids, task.earlier, task.trainable.token).float()
+    old, new = updates(sites, before), updates(sites, lora)
+    size = sum(float((new[k] - old[k] if k in old else new[k]).abs().sum()) for k in new)
+    return {
+        "largest_kv_change": round(largest_change(sites.project(e, before), sites.project(e, lora)), 6),
+        "update_l1": round(size, 3),
+        "own_dc_accuracy": round(own_accuracy(task, lesson.tokens, lora), 3),
+    }
 
 
-def _finish(lesson: Lesson, task: Task) -> tuple[dict[str, Tensors], dict[str, float]]:
-    """What the next concept's training needs, and what was measured on the way."""
-    if lesson.settings.method != "ewc-dc":
+def _kept(lesson: Lesson, task: Task) -> tuple[dict[str, Tensors], dict[str, float]]:
+    """What the next concept's training needs, and the temperature of the scores."""
+    if not lesson.method.fisher:
         return {}, {}
-    texts = sampled_rivals(lesson.start.tokens, lesson.settings.dc_concepts, lesson.settings.seed)
-    fisher, tau = dc_fisher(task, lesson.ids(texts))
-    return {"ewc": decay(lesson.start.training.get("ewc", {}), fisher, lesson.settings.fisher_decay)}, {"dc_tau": tau}
+    rivals = sampled_rivals(lesson.start.tokens, lesson.settings.dc_concepts, lesson.settings.seed)
+    ids = lesson.ids(rivals) if lesson.method.fisher == "dc" else task.ids[:0]
+    information, tau = fisher(task, ids)
+    kept = decay(lesson.start.training.get("ewc", {}), information, lesson.settings.fisher_decay)
+    return {"ewc": kept}, {"dc_tau": tau} if tau else {}

@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from cpserve.errors import TrainingError
-
-METHODS = ("none", "ewc-dc", "null-space")
+from trainer.methods import METHODS
 
 TEMPLATES = ("a photo of {}", "a picture of {}", "a drawing of {}", "{}")
 """Wordings that a concept is learned under: neutral, since nobody said what else its pictures show."""
 
 PROTECTED = (*TEMPLATES, *(f"a photo of {{}} on a {c} background" for c in ("white", "red", "green", "blue")))
 """Wordings whose K,V `null-space` keeps for earlier concepts; more than were learned under, as users write more."""
+
+GENERIC_PROMPT = "a photo"
+"""c_0, the pretrained concept that diffusion-classifier scores compare with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Settings:
     seed: int = 0
     """Of everything random: the same seed, pictures and threads give the same adapter, bit for bit."""
     ewc_lambda: float = 1e4
-    """EWC's weight of the quadratic penalty [F: the term; O: the value]."""
+    """EWC's weight of the quadratic penalty, for `ewc` and `ewc-dc` [F: the term; O: the value]."""
     fisher_draws: int = 64
     """Draws of (picture, timestep, noise) for the Fisher information [O]."""
     fisher_decay: float = 1.0
@@ -49,6 +51,22 @@ class Settings:
     """EWC-DC's weight of the diffusion-classifier terms in the Fisher's loss [O]."""
     dc_concepts: int = 5
     """Seen concepts that a draw compares with, k [F]."""
+    dsc_steps: int = 60
+    """DSC's optimiser steps after learning [O]; each runs the UNet on 9 rows a picture, 3 of them with gradients."""
+    dsc_batch: int = 8
+    """Pictures a step of DSC [O]."""
+    dsc_rate: float = 1e-3
+    """AdamW's rate for the factors during DSC [O]."""
+    dsc_scores: float = 0.01
+    """DSC's a1 = a2: weight of the cross-entropies between the teachers' and the student's scores [F: the terms; O: the value]."""
+    dsc_eps: float = 1.0
+    """DSC's b1 = b2: weight of the distances between the teachers' and the student's eps, means over elements [O]."""
+    c_lora_lambda: float = 100.0
+    """C-LoRA's weight [B: the term; O: the value]."""
+    prior_weight: float = 0.0
+    """Weight of the loss on pictures of the class that the base drew (DreamBooth, Ruiz et al. 2023) [B]; 0: no such pictures."""
+    prior_pictures: int = 32
+    """Pictures of the class drawn for it."""
     null_energy: float = 1e-3
     """Null space: the largest share of a protected prompt's state that may lie outside the basis [O]."""
 
@@ -59,7 +77,7 @@ class Settings:
             raise TrainingError(f"seed is {self.seed}", hint="seed lies between 0 and 4294967295")
         if any(isinstance(v, float) and not math.isfinite(v) for v in asdict(self).values()):
             raise TrainingError("a setting is no finite number", hint="look at the numbers in --config")
-        for name in ("rank", "steps", "batch", "variants", "fisher_draws"):
+        for name in ("rank", "steps", "batch", "variants", "fisher_draws", "dsc_steps", "dsc_batch"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}", hint=f"{name} counts from 1")
 

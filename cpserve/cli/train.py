@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 METHODS = (
     "none",
+    "fold",
+    "ewc",
     "ewc-dc",
+    "dsc",
+    "dsc+ewc-dc",
+    "c-lora",
     "null-space",
 )  # trainer's, which would cost `--help` an import of torch; a test compares them
 ROWS_PER_S = 100  # of the built-in base's training on two AVX-512 cores: 400 steps of 16 rows in 64 s
@@ -127,10 +132,13 @@ def train(
     if resume and restart:
         raise click.UsageError("--resume and --restart exclude each other")
     from cpserve.concept import read_concept
+    from cpserve.learning import clear_finished
     from cpserve.manifest import check_name
 
     head = common.store.head(check_name(adapter))
     known = [c.name for c in common.store.version(adapter).manifest.concepts] if head else []
+    if not restart:
+        clear_finished(common.store, adapter)
     concepts = [read_concept(path, name=name, class_word=class_word) for path in paths]
     _check_names(concepts, [] if resume else known)
     common.set_threads()
@@ -139,7 +147,7 @@ def train(
         emit(plan.json(), plan.text(), as_json=common.json)
         return
     learned = _learn(common, plan, resume=resume, restart=restart)
-    for warning in dict.fromkeys(each.warning for each in learned if each.warning):
+    for warning in dict.fromkeys(w for each in learned for w in each.warnings):
         note(warning)
     _tell(common, plan, learned)
 

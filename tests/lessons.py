@@ -1,0 +1,30 @@
+"""Lessons short enough for a test: concepts of noise, learned in a few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cpserve.adapter import Adapter, empty_adapter
+from cpserve.base import BaseModel
+from cpserve.concept import Concept, Picture
+from trainer import Record, Settings, learn
+
+QUICK = Settings(steps=6, batch=4, rank=4, variants=2, fisher_draws=3, warm_up=2, dsc_steps=3, dsc_batch=2)
+
+
+def concept(name: str, seed: int = 0) -> Concept:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+    return Concept(name, tuple(Picture(f"{i}.png", Image.fromarray(p)) for i, p in enumerate(pixels)))
+
+
+def learned(base: BaseModel, folder: Path, settings: Settings, *names: str) -> Adapter:
+    adapter = empty_adapter(base.spec.entry)
+    past: list[Adapter] = []
+    for number, name in enumerate(names):
+        adapter = learn(base, concept(name, number), adapter, settings, Record(folder / f"{name}{number}"), past=past)
+        past.append(adapter)
+    return adapter

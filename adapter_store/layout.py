@@ -65,6 +65,7 @@ class LocalLayout:
     blobs/<sha256>                    contents of files and manifests
     adapters/<name>/v3                the hash of version 3's manifest: the one file that makes a version exist
     adapters/<name>/aliases/prod      the version that an alias stands for, as `v3`
+    adapters/<name>/left/v3           of a pulled version, what stayed on the Hub
     """
 
     root: Path
@@ -96,3 +97,6 @@ class LocalLayout:
 
     def aliases(self, name: str) -> Path:
         return self.adapter(name) / "aliases"
+
+    def left(self, name: str, version: int) -> Path:
+        return self.adapter(name) / "left" / f"v{version}"

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from adapter_store.atomic import disk_errors, locked, make_folder, staged, sweep, sync_folder
-from adapter_store.layout import MANIFEST, LocalLayout, check_paths
+from adapter_store.layout import MANIFEST, LocalLayout, check_paths, is_training_only
 from adapter_store.ref import check_alias
-from adapter_store.version import Version, damaged, parse, sha256
+from adapter_store.partial import Left
+from adapter_store.version import Version, check_previous, completed, damaged, entries_of, parse, sha256
 from cpserve.errors import RefError, StoreError
 from cpserve.manifest import NAME_PATTERN, FileEntry, Manifest, Parent
 
@@ -27,7 +27,8 @@ class LocalStore:
     """Versions under one root folder; constructing it touches no disk."""
 
     def __init__(self, root: Path) -> None:
-        self._at = LocalLayout(root)
+        self.root = root
+        self.layout = self._at = LocalLayout(root)
 
     def names(self) -> list[str]:
         """Names with at least one version, sorted."""
@@ -52,7 +53,8 @@ class LocalStore:
             raise damaged(f"{name}@v{number}", MANIFEST, "is missing or cannot be found by its hash") from error
         if pin != f"{sha256(document)}\n":
             raise damaged(f"{name}@v{number}", MANIFEST, "is damaged")
-        return Version(parse(name, number, document), document, lambda entry: self._at.blob(entry.sha256).read_bytes())
+        manifest = parse(f"{name}@v{number}", document, number)
+        return Version(name, manifest, document, lambda entry: self._read(name, number, entry))
 
     def chain(self, name: str) -> Iterator[Version]:
         """All versions, newest first, each checked to be the one that its successor follows.
@@ -77,9 +79,7 @@ class LocalStore:
             StoreError: the head is another, a path is refused, the lock is held or the disk is full; nothing is stored.
         """
         check_paths(files)
-        entries = tuple(
-            FileEntry(path=path, size=len(files[path]), sha256=sha256(files[path])) for path in sorted(files)
-        )
+        entries = entries_of(files)
         with self._writing(name):
             head = self.head(name)
             if expected_head not in {None, head}:
@@ -98,9 +98,43 @@ class LocalStore:
         """
         for path in version.paths():
             version.read(path)
-        name = version.manifest.name
+        name = version.name
         with self._writing(name):
             return self._append(name, self.head(name), version.manifest.files, version.manifest, {})
+
+    def receive(self, name: str, chain: Sequence[Version], contents: Mapping[str, bytes], origin: str) -> Version:
+        """Store versions that were made elsewhere, byte by byte; only the last one's `contents` come along.
+
+        Args:
+            name: what they are called here.
+            chain: versions in order, without gaps; those that are here already are only compared.
+            contents: files of the last one, checked already; those left out stay where they came from.
+            origin: the reference by which they are found there.
+
+        Raises:
+            StoreError: the name has other versions here, the lock is held or the disk is full.
+        """
+        with self._writing(name):
+            for version in chain:
+                self._receive(name, version, contents if version is chain[-1] else {}, origin)
+        return self.version(name, chain[-1].manifest.version)
+
+    def left(self, name: str, number: int) -> Left | None:
+        """What of a version stayed on the Hub when it was pulled; None where it is all here.
+
+        Raises:
+            IntegrityError: its record is damaged.
+        """
+        try:
+            return Left.parse(self._at.left(name, number).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise damaged(f"{name}@v{number}", f"left/v{number}", "is damaged") from error
+
+    def blob(self, sha256: str) -> Path:
+        """Where content of that hash is kept, if it is."""
+        return self._at.blob(sha256)
 
     def alias_names(self, name: str) -> list[str]:
         """The aliases of one adapter, sorted."""
@@ -136,38 +170,115 @@ class LocalStore:
                 temporary.replace(target)
             sync_folder(target.parent)
 
+    def _read(self, name: str, number: int, entry: FileEntry) -> bytes:
+        try:
+            return self._at.blob(entry.sha256).read_bytes()
+        except FileNotFoundError:
+            left = self.left(name, number)
+            if not left or entry.path not in left.paths:
+                raise
+        whole = " --for-training" if is_training_only(entry.path) else ""
+        raise StoreError(
+            f"{name}@v{number}: {entry.path} was not pulled",
+            hint=f"fetch it: cpserve adapters pull {left.origin}@v{number} --as {name}{whole}",
+        )
+
+    def _receive(self, name: str, version: Version, contents: Mapping[str, bytes], origin: str) -> None:
+        number = version.manifest.version
+        pointer, known = self._at.version(name, number), number <= self.head(name)
+        if known and self.version(name, number).pin != version.pin:
+            raise StoreError(
+                f"{name}@v{number} here is another than {version}", hint="keep both: give yours a name with --as NAME"
+            )
+        if known and not contents:
+            return
+        with self._undone_unless(pointer) as fresh:
+            for data in (*contents.values(), version.document):
+                self._keep(data, fresh)
+            sync_folder(self._at.blobs)
+            self._leave(name, version, origin)
+            if not known:
+                self._point(pointer, version.document)
+
+    def _leave(self, name: str, version: Version, origin: str) -> None:
+        """Record which files of a version are not here."""
+        path = self._at.left(name, version.manifest.version)
+        absent = [entry.path for entry in version.manifest.files if not self._at.blob(entry.sha256).is_file()]
+        if not absent:
+            path.unlink(missing_ok=True)
+            return
+        make_folder(path.parent)
+        with staged(self._at.tmp, Left(origin, tuple(absent)).dump()) as temporary:
+            temporary.replace(path)
+        sync_folder(path.parent)
+
+    def needed(self) -> set[Path]:
+        """Every file that some version refers to.
+
+        Raises:
+            IntegrityError: a version is damaged.
+        """
+        found: set[Path] = set()
+        for name in self.names():
+            for number in range(1, self.head(name) + 1):
+                version = self.version(name, number)
+                found |= {self._at.blob(entry.sha256) for entry in version.manifest.files}
+                found |= {self._at.blob(version.pin.manifest_sha256), self._at.left(name, number)}
+        return found
+
+    def holds(self, entry: FileEntry) -> bool:
+        """Whether that content is here and whole."""
+        blob = self._at.blob(entry.sha256)
+        return blob.is_file() and sha256(blob.read_bytes()) == entry.sha256
+
     @contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
-        adapter = self._at.adapter(name)
+    def held(self) -> Iterator[None]:
+        """Keep everybody else from writing."""
         with disk_errors():
             make_folder(self._at.tmp)
             with locked(self._at.lock):
-                sweep(self._at.tmp)
-                make_folder(self._at.blobs)
-                make_folder(adapter)
                 yield
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        adapter = self._at.adapter(name)
+        with self.held():
+            sweep(self._at.tmp)
+            make_folder(self._at.blobs)
+            make_folder(adapter)
+            yield
 
     def _append(
         self, name: str, head: int, entries: tuple[FileEntry, ...], draft: Manifest, files: Mapping[str, bytes]
     ) -> Version:
-        manifest = _completed(draft, name, entries, self.version(name, head).pin if head else None)
+        manifest = completed(draft, name, entries, self.version(name, head).pin if head else None)
         document = manifest.dump()
         pointer = self._at.version(name, manifest.version)
-        fresh: list[Path] = []
-        try:
+        with self._undone_unless(pointer) as fresh:
             for data in (*files.values(), document):
                 self._keep(data, fresh)
             # Contents first, their names next, and only then the one file that refers to them.
             sync_folder(self._at.blobs)
-            with staged(self._at.tmp, f"{sha256(document)}\n".encode()) as temporary:
-                os.link(temporary, pointer)  # unlike a rename, a link never overwrites
-            sync_folder(pointer.parent)
+            self._at.left(name, manifest.version).unlink(missing_ok=True)  # a killed pull's
+            self._point(pointer, document)
+        return self.version(name, manifest.version)
+
+    def _point(self, pointer: Path, document: bytes) -> None:
+        with staged(self._at.tmp, f"{sha256(document)}\n".encode()) as temporary:
+            os.link(temporary, pointer)  # unlike a rename, a link never overwrites
+        sync_folder(pointer.parent)
+
+    @contextmanager
+    def _undone_unless(self, pointer: Path) -> Iterator[list[Path]]:
+        """Collect fresh blobs; if the version does not come to be, nothing refers to them, and a full disk wants the space."""
+        fresh: list[Path] = []
+        try:
+            yield fresh
         except BaseException:
-            if not pointer.exists():  # nothing refers to them, and a full disk wants the space back
+            if not pointer.exists():
                 for blob in fresh:
                     blob.unlink(missing_ok=True)
             raise
-        return self.version(name, manifest.version)
 
     def _keep(self, data: bytes, fresh: list[Path]) -> None:
         """Store a blob, unless it is there and whole; one that is not whole is mended."""
@@ -179,34 +290,6 @@ class LocalStore:
             temporary.replace(blob)
         if not known:
             fresh.append(blob)
-
-
-def check_previous(version: Version) -> None:
-    """Check that a version follows the one numbered before it, and the first one none.
-
-    Raises:
-        IntegrityError: it does not.
-    """
-    previous = version.manifest.previous
-    if (previous.version if previous else 0) != version.manifest.version - 1:
-        raise damaged(str(version), MANIFEST, "does not follow the version before it")
-
-
-def _completed(draft: Manifest, name: str, entries: tuple[FileEntry, ...], previous: Parent | None) -> Manifest:
-    number = previous.version + 1 if previous else 1
-    concepts = tuple(
-        concept if concept.since else concept.model_copy(update={"since": number}) for concept in draft.concepts
-    )
-    return draft.model_copy(
-        update={
-            "name": name,
-            "version": number,
-            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "previous": previous,
-            "files": entries,
-            "concepts": concepts,
-        }
-    )
 
 
 def _listed(folder: Path) -> list[str]:

@@ -1,48 +1,64 @@
-"""The adapter store as everybody else uses it: references in, versions out.
+"""The adapter store as everybody else uses it: references in, versions out, from this machine or from the Hub.
 
-Knows references and folders. Does not know tensors; how versions lie on the disk is `local.py`'s.
+Knows references and which of the two stores they mean. Does not know tensors; how versions lie on the disk is `local.py`'s,
+how on the Hub `hub.py`'s, which is imported when a reference asks for it.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from adapter_store.atomic import disk_errors
-from adapter_store.layout import MANIFEST, check_paths, is_training_only
+from adapter_store.checkout import checkout
 from adapter_store.local import LocalStore
+from adapter_store.plan import Garbage, GcPlan, plan_gc
 from adapter_store.ref import Ref
+from adapter_store.tokens import connect
 from adapter_store.verify import Problem, problems
 from adapter_store.version import Version
 from cpserve.errors import RefError, StoreError
-from cpserve.manifest import Manifest
+from cpserve.manifest import Manifest, check_name
 
-__all__ = ["Problem", "Ref", "Store", "Version"]
+if TYPE_CHECKING:
+    from adapter_store.hub import HubStore
+    from adapter_store.transfer import Moved
+
+__all__ = ["Garbage", "GcPlan", "Problem", "Ref", "Store", "Version"]
 
 
 class Store:
     """Adapters by name and version under `root`: by default `$CPSERVE_HOME`, or `~/.local/share/cpserve`.
 
-    Constructing it touches no disk. Any number of processes may use the same root at once.
+    Wherever a name or reference is asked for, `hf://user/repo` is one too: `endpoint` and `token_file` say which Hub and who
+    asks, by default `HF_ENDPOINT` and `HF_TOKEN`. Constructing a store touches no disk and no network. Any number of
+    processes may use the same root at once.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, *, endpoint: str | None = None, token_file: Path | None = None) -> None:
         if root is None:
             home = os.environ.get("CPSERVE_HOME")
             root = Path(home) if home else Path.home() / ".local" / "share" / "cpserve"
         self.root = root
         self._local = LocalStore(root)
+        self._endpoint, self._token_file = endpoint, token_file
+
+    @cached_property
+    def _hub(self) -> HubStore:
+        from adapter_store.hub import HubStore
+
+        return HubStore(connect(self._endpoint, self._token_file))
 
     def names(self) -> list[str]:
-        """Names with at least one version, sorted."""
+        """Names with at least one version here, sorted."""
         return self._local.names()
 
     def head(self, name: str) -> int:
         """The newest version's number, 0 where there is none."""
-        return self._local.head(name)
+        repo = _repo(name)
+        return self._hub.head(repo).number if repo else self._local.head(name)
 
     def commit(self, name: str, files: Mapping[str, bytes], draft: Manifest, *, expected_head: int | None) -> Version:
         """Store a new version from files (posix path below its root -> content) and what the trainer knows of it.
@@ -52,8 +68,12 @@ class Store:
 
         Raises:
             RefError: the name cannot be one.
-            StoreError: the head is not the expected one, a path is refused, or the disk is full; nothing is stored.
+            StoreError: the head is not the expected one, a path is refused, the disk is full, or the Hub refuses; nothing
+                is stored.
         """
+        repo = _repo(name)
+        if repo:
+            return self._hub.commit(repo, files, draft, expected_head=expected_head)
         return self._local.commit(name, files, draft, expected_head=expected_head)
 
     def version(self, ref: Ref | str) -> Version:
@@ -62,10 +82,10 @@ class Store:
         Raises:
             IntegrityError: its manifest is damaged.
             RefError: the reference is malformed, or the name, version or alias does not exist.
-            StoreError: it is a reference to the Hub.
+            StoreError: the Hub cannot be asked.
         """
-        ref = _local_ref(ref)
-        return self._local.version(ref.name, self._number(ref))
+        ref = Ref.parse(ref) if isinstance(ref, str) else ref
+        return self._hub.resolve(ref) if ref.hub else self._local.version(ref.name, self._number(ref))
 
     def log(self, name: str) -> list[Manifest]:
         """All manifests, newest first, their lineage checked.
@@ -73,16 +93,24 @@ class Store:
         Raises:
             IntegrityError: a manifest is missing, damaged, or not the one that its successor follows.
             RefError: there is no adapter of that name.
+            StoreError: the Hub cannot be asked.
         """
-        self._existing_head(name)
-        return [version.manifest for version in self._local.chain(name)]
+        repo = _repo(name)
+        if not repo:
+            self._existing_head(name)
+        chain = self._hub.chain(repo) if repo else self._local.chain(name)
+        return [version.manifest for version in chain]
 
     def aliases(self, name: str) -> dict[str, int]:
         """Each alias and the number of the version that it stands for.
 
         Raises:
             IntegrityError: an alias's file is damaged.
+            StoreError: the Hub cannot be asked.
         """
+        repo = _repo(name)
+        if repo:
+            return self._hub.aliases(repo)
         return {alias: self._local.alias(name, alias) for alias in self._local.alias_names(name)}
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
@@ -90,28 +118,102 @@ class Store:
 
         Raises:
             RefError: the alias is reserved (`latest`, `vN`, hex digits) or malformed, or there is no such version.
+            StoreError: the Hub or the disk refuses.
         """
-        self._local.set_alias(name, alias, version)
+        repo = _repo(name)
+        if repo:
+            self._hub.set_alias(repo, alias, version)
+        else:
+            self._local.set_alias(name, alias, version)
 
     def rollback(self, ref: Ref | str) -> Version:
-        """Store a new version with an older one's content; history is never rewritten.
+        """Store a new version with an older one's content; history is never rewritten. On the Hub no file is uploaded.
 
         Raises:
             IntegrityError: a file of the older version is damaged.
             RefError: the reference is malformed or stands for nothing.
-            StoreError: it is a reference to the Hub, or the disk is full.
+            StoreError: the Hub refuses, or the disk is full.
         """
-        return self._local.repeat(self.version(ref))
+        version = self.version(ref)
+        return self._hub.repeat(version) if version.commit else self._local.repeat(version)
 
     def verify(self, name: str | None = None) -> list[Problem]:
-        """Read everything of one adapter, or of all, and tell what is damaged; empty means whole.
+        """Read everything of one adapter, or of all that are here, and tell what is damaged; empty means whole.
 
         Raises:
             RefError: there is no adapter of that name.
+            StoreError: the Hub cannot be asked.
         """
+        repo = _repo(name) if name else None
+        if repo:
+            from adapter_store.hub_verify import hub_problems
+
+            return list(hub_problems(self._hub, repo))
         if name is not None:
             self._existing_head(name)
         return [problem for each in ([name] if name else self.names()) for problem in problems(self._local, each)]
+
+    def repair(self, name: str) -> list[str]:
+        """Set tags on the Hub that are missing or were moved; those that were.
+
+        Raises:
+            IntegrityError: the lineage itself is damaged.
+            StoreError: the adapter is not on the Hub, or the Hub refuses.
+        """
+        repo = _repo(name)
+        if not repo:
+            raise StoreError(
+                f"{name} is here, where only tags on the Hub can be repaired",
+                hint="pull the version again, or store its files again, which mends them",
+            )
+        from adapter_store.hub_verify import repair
+
+        return repair(self._hub, repo)
+
+    def pull(self, ref: Ref | str, name: str | None = None, *, for_training: bool = False) -> Moved:
+        """Fetch a version from the Hub, every byte checked; by default it is called as its repository is.
+
+        Args:
+            ref: the version, as `hf://user/repo@v3`.
+            name: what to call it here.
+            for_training: also what only learning the next concept needs.
+
+        Raises:
+            IntegrityError: a file is not what the manifest promises; it is named and nothing is stored.
+            RefError: the reference is malformed or stands for nothing.
+            StoreError: the name has other versions here, a limit is passed, or the Hub or the disk refuses.
+        """
+        from adapter_store import transfer
+        from adapter_store.hub import local_name
+
+        ref = transfer.pullable(ref)
+        return transfer.pull(
+            self._local, self._hub, ref, check_name(name or local_name(ref.name)), for_training=for_training
+        )
+
+    def push(self, name: str, to: Ref | str, *, public: bool = False) -> Moved:
+        """Commit to the Hub every version that it does not have; a new repository is private unless `public`.
+
+        Raises:
+            IntegrityError: a version here is damaged.
+            RefError: there is no adapter of that name, or the repository may not be written.
+            StoreError: the Hub has other versions, or refuses.
+        """
+        from adapter_store import transfer
+
+        to = transfer.pullable(to)
+        if to.at is not None:
+            raise StoreError(f"{to} names a version", hint=f"push to hf://{to.name}: versions keep their numbers")
+        self._existing_head(name)
+        return transfer.push(self._local, self._hub, name, to.name, private=not public)
+
+    def plan_gc(self) -> GcPlan:
+        """What nothing here refers to any more.
+
+        Raises:
+            IntegrityError: a version is damaged, so that what it refers to is not known.
+        """
+        return plan_gc(self._local)
 
     def checkout(self, ref: Ref | str, folder: Path, *, for_training: bool = False) -> Path:
         """Write a version as an ordinary folder that plain diffusers loads; all of it appears at once.
@@ -124,27 +226,12 @@ class Store:
         Raises:
             IntegrityError: a file is damaged.
             RefError: the reference is malformed or stands for nothing.
-            StoreError: the folder is not empty, or the disk is full.
+            StoreError: the folder is not empty, the Hub cannot be asked, or the disk is full.
         """
-        version = self.version(ref)
-        check_paths(version.paths())
-        wanted = [path for path in version.paths() if for_training or not is_training_only(path)]
-        with disk_errors():
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise StoreError(f"{folder} is not an empty folder", hint="choose a new folder")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = folder.parent / f".{folder.name}.{secrets.token_hex(8)}"
-            try:
-                for path in wanted:
-                    _write(temporary / path, version.read(path))
-                _write(temporary / MANIFEST, version.document)
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        return folder
+        return checkout(self.version(ref), folder, for_training=for_training)
 
     def _existing_head(self, name: str) -> int:
-        head = self.head(name)
+        head = self._local.head(name)
         if not head:
             known = ", ".join(self.names())
             raise RefError(
@@ -167,15 +254,11 @@ class Store:
         return ref.version or head
 
 
-def _local_ref(ref: Ref | str) -> Ref:
-    ref = Ref.parse(ref) if isinstance(ref, str) else ref
-    if ref.hub:
-        raise StoreError(
-            f"{ref}: references to the Hub are not in this version", hint="use a local name, such as dog@v3"
-        )
-    return ref
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+def _repo(name: str) -> str | None:
+    """`user/repo` if the name is one on the Hub."""
+    if not name.startswith("hf://"):
+        return None
+    ref = Ref.parse(name)
+    if ref.at is not None:
+        raise RefError(f"{name} names a version, not an adapter", ref=name, hint=f"write hf://{ref.name}")
+    return ref.name

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adapter_store.layout import MANIFEST
-from adapter_store.local import LocalStore, check_previous
-from adapter_store.version import Version, damaged
+from adapter_store.local import LocalStore
+from adapter_store.version import Version, check_previous, damaged
 from cpserve.errors import IntegrityError
 
 
@@ -34,7 +34,7 @@ def problems(store: LocalStore, name: str) -> Iterator[Problem]:
             yield Problem(ref, error.path, str(error))
             before = None
             continue
-        for fault in (*_lineage_errors(version, before), *_file_errors(version)):
+        for fault in (*_lineage_errors(version, before), *_file_errors(store, version)):
             yield Problem(ref, fault.path, str(fault))
         before = version
     for alias in store.alias_names(name):
@@ -53,9 +53,16 @@ def _lineage_errors(version: Version, before: Version | None) -> Iterator[Integr
         yield damaged(str(version), MANIFEST, f"does not follow {before} as it is now")
 
 
-def _file_errors(version: Version) -> Iterator[IntegrityError]:
+def _file_errors(store: LocalStore, version: Version) -> Iterator[IntegrityError]:
+    absent: set[str] = set()
+    try:
+        left = store.left(version.name, version.manifest.version)
+        absent = {e.path for e in version.manifest.files if left and e.path in left.paths and not store.blob(e.sha256).is_file()}
+    except IntegrityError as error:
+        yield error
     for path in version.paths():
-        try:
-            version.read(path)
-        except IntegrityError as error:
-            yield error
+        if path not in absent:
+            try:
+                version.read(path)
+            except IntegrityError as error:
+                yield error

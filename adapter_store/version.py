@@ -1,13 +1,14 @@
 """One stored version: its manifest, and its files, whose bytes are checked each time that they are read.
 
-Does not know where the bytes come from.
+Does not know where the bytes come from: a version means the same on this disk and on the Hub.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from adapter_store.layout import MANIFEST
 from cpserve.errors import AdapterError, IntegrityError, StoreError
@@ -18,14 +19,18 @@ _MEND = "take another version, or store these files again, which mends them"
 
 @dataclass(frozen=True)
 class Version:
-    """An immutable adapter version; `document` is its `cpserve.json` byte by byte."""
+    """An immutable adapter version: `document` is its `cpserve.json` byte by byte, `name` where it was found, locally or as
+    `hf://user/repo`, and there `commit` is what holds it.
+    """
 
+    name: str
     manifest: Manifest
     document: bytes = field(repr=False)
     fetch: Callable[[FileEntry], bytes] = field(repr=False, compare=False)  # raises OSError where there is nothing
+    commit: str = ""
 
     def __str__(self) -> str:
-        return f"{self.manifest.name}@v{self.manifest.version}"
+        return f"{self.name}@v{self.manifest.version}"
 
     @property
     def pin(self) -> Parent:
@@ -55,20 +60,53 @@ class Version:
         return data
 
 
-def parse(name: str, number: int, document: bytes) -> Manifest:
-    """The manifest of that version.
+def parse(ref: str, document: bytes, number: int | None = None) -> Manifest:
+    """The manifest that `ref` stands for, of version `number` where that is known.
 
     Raises:
         IntegrityError: the document cannot be read, or is another version's.
     """
-    ref = f"{name}@v{number}"
     try:
         manifest = Manifest.parse(document)
     except AdapterError as error:
         raise IntegrityError(f"{ref}: {error}", hint=error.hint, path=MANIFEST) from error
-    if (manifest.name, manifest.version) != (name, number):
-        raise damaged(ref, MANIFEST, f"is that of {manifest.name}@v{manifest.version}")
+    if manifest.version < 1 or number not in {None, manifest.version}:
+        raise damaged(ref, MANIFEST, f"is that of v{manifest.version}")
     return manifest
+
+
+def completed(draft: Manifest, name: str, entries: tuple[FileEntry, ...], previous: Parent | None) -> Manifest:
+    """The draft as the version after `previous`: what only a store knows is filled in."""
+    number = previous.version + 1 if previous else 1
+    concepts = tuple(
+        concept if concept.since else concept.model_copy(update={"since": number}) for concept in draft.concepts
+    )
+    return draft.model_copy(
+        update={
+            "name": name,
+            "version": number,
+            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "previous": previous,
+            "files": entries,
+            "concepts": concepts,
+        }
+    )
+
+
+def entries_of(files: Mapping[str, bytes]) -> tuple[FileEntry, ...]:
+    """What a manifest says of files, by path; sorted."""
+    return tuple(FileEntry(path=path, size=len(files[path]), sha256=sha256(files[path])) for path in sorted(files))
+
+
+def check_previous(version: Version) -> None:
+    """Check that a version follows the one numbered before it, and the first one none.
+
+    Raises:
+        IntegrityError: it does not.
+    """
+    previous = version.manifest.previous
+    if (previous.version if previous else 0) != version.manifest.version - 1:
+        raise damaged(str(version), MANIFEST, "does not follow the version before it")
 
 
 def sha256(data: bytes) -> str:

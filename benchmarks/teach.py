@@ -1,10 +1,11 @@
 """How well is one concept taught? Each of N held-out concepts alone: seconds, and what the drawn pictures look like to a judge.
 
 Physics: a K,V-only adapter moves what the UNet reads from the prompt and nothing else, so what the base cannot draw it
-cannot be taught to draw. Judge: EfficientNet-Lite0, block 10 pooled to 4x4, nearest class mean (cosine, common mean
-removed) among the frozen list of 20 held-out concepts, a class being pictures of the concept's own drawing in other
-scenes as the base's autoencoder renders them (else sharpness is judged before anything else). With these features the
-number agrees with a person's (LOG.md). Beside it, what the base draws with the concept's name.
+cannot be taught to draw. Judge: EfficientNet-Lite0, the features that `judge.py` chose on fitting concepts, nearest class
+mean (cosine, common mean removed) among the frozen list of 20 held-out concepts, a class being pictures of the concept's
+own drawing in other scenes as the base's autoencoder renders them. Beside it, what the base draws without being taught,
+with its best prompt: of the phrases in `PHRASES` in three wordings, the one with most right of 8 pictures, drawn again
+with other seeds.
 
     python tools/emoji64/sources.py && python tools/emoji64/render.py      # the drawings, once
     python benchmarks/teach.py [--concepts 10] [--sheet FILE]
@@ -17,6 +18,7 @@ import io
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
-from benchmarks.lite0 import lite0_layout, through_autoencoder
+from benchmarks.lite0 import JUDGE, lite0_layout, through_autoencoder
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture
@@ -37,8 +39,22 @@ FROZEN = (
     "baseball", "bed", "bicycle", "cheese wedge", "cookie", "crab", "drum", "fire engine", "jeans", "lizard", "lollipop",
     "monkey", "palm tree", "rabbit face", "red apple", "rose", "shrimp", "snowman without snow", "telescope", "tulip",
 )  # fmt: skip
+PHRASES = {
+    "baseball": ("baseball", "white ball with red stitches", "soccer ball", "volleyball", "ping pong"),
+    "bed": ("bed", "bed with a pillow", "couch and lamp", "seat", "bathtub"),
+    "bicycle": ("bicycle", "bicycle with two wheels", "kick scooter", "ferris wheel", "wheel"),
+    "cheese wedge": ("cheese wedge", "yellow piece of cheese with holes", "cheese", "bread", "pizza"),
+    "cookie": ("cookie", "chocolate chip cookie", "doughnut", "pancakes", "chocolate bar"),
+    "crab": ("crab", "red crab with claws", "scorpion", "squid", "spider"),
+    "drum": ("drum", "red drum with drumsticks", "oil drum", "trumpet", "bathtub"),
+    "fire engine": ("fire engine", "red fire truck with a ladder", "delivery truck", "bus", "ambulance"),
+    "jeans": ("jeans", "blue trousers", "t-shirt", "dress", "woman’s clothes"),
+    "lizard": ("lizard", "green lizard", "turtle", "frog", "dragon"),
+}
+"""What a person would ask the base for: the name, a description, and the nearest things that it was trained on."""
+WORDINGS = ("a picture of a {}", "a photo of a {}", "a {style} emoji of a {}")
 STYLES = ("noto", "twitter", "joy")
-TAUGHT, OTHERS, DRAWN = 6, 12, 20
+TAUGHT, OTHERS, DRAWN, TRIED = 6, 12, 20, 8
 
 
 def pictures(name: str, number: int) -> tuple[list[Image.Image], list[Image.Image]]:
@@ -60,10 +76,24 @@ def teach(base: BaseModel, images: list[Image.Image], settings: Settings, folder
     return adapter, time.monotonic() - began
 
 
-def draw(base: BaseModel, prompt: str, adapter: Adapter | None, guidance: float) -> list[Image.Image]:
+def draw(
+    base: BaseModel, prompt: str, adapter: Adapter | None, guidance: float, seeds: Sequence[int] = range(DRAWN)
+) -> list[Image.Image]:
     with EagerEngine(base) as engine:
-        prompts = [cpserve.Prompt(prompt, adapter)] * DRAWN
-        return [d.image for d in cpserve.generate(engine, prompts, range(DRAWN), cpserve.Drawing(guidance=guidance))]
+        prompts = [cpserve.Prompt(prompt, adapter)] * len(seeds)
+        return [d.image for d in cpserve.generate(engine, prompts, seeds, cpserve.Drawing(guidance=guidance))]
+
+
+def best_prompt(base: BaseModel, number: int, means: np.ndarray, guidance: float) -> str:
+    """The prompt under which the base draws most pictures that are judged right."""
+    style = STYLES[number % len(STYLES)]
+    prompts = [w.format(phrase, style=style) for phrase in PHRASES[FROZEN[number]] for w in WORDINGS]
+    seeds = range(DRAWN, DRAWN + TRIED)
+    return max(prompts, key=lambda p: shares(judged(draw(base, p, None, guidance, seeds)), means, number))
+
+
+def judged(images: Sequence[Image.Image]) -> np.ndarray:
+    return lite0_layout(images, *JUDGE)
 
 
 def shares(features: np.ndarray, means: np.ndarray, own: int) -> float:
@@ -86,19 +116,21 @@ def main() -> None:
     made = [pictures(name, i) for i, name in enumerate(FROZEN)]
     with EagerEngine(base) as engine:
         seen = through_autoencoder(engine, [i for _, images in made for i in images])
-    others = lite0_layout(seen).reshape(len(FROZEN), OTHERS, -1)
+    others = judged(seen).reshape(len(FROZEN), OTHERS, -1)
     means = others.mean(1)
     rows, strips = [], []
     for i in range(asked.concepts):
         adapter, seconds = teach(base, made[i][0], settings, asked.work)
         drawn = draw(base, "a photo of <thing>", adapter, asked.guidance)
-        plain = draw(base, f"a picture of a {FROZEN[i]}", None, asked.guidance)
+        prompt = best_prompt(base, i, means, asked.guidance)
+        plain = draw(base, prompt, None, asked.guidance)
         rows.append(
             {
                 "concept": FROZEN[i],
                 "seconds": round(seconds, 1),
-                "right": shares(lite0_layout(drawn), means, i),
-                "base": shares(lite0_layout(plain), means, i),
+                "right": shares(judged(drawn), means, i),
+                "best_prompt": prompt,
+                "base": shares(judged(plain), means, i),
                 "real": shares(others[i], means, i),
             }
         )
@@ -113,7 +145,15 @@ def main() -> None:
     mean = {k: round(float(np.mean([r[k] for r in rows])), 3) for k in ("seconds", "right", "base", "real")}
     print(
         json.dumps(
-            {"benchmark": "teach", "concepts": len(rows), "threads": torch.get_num_threads(), **settings.dump(), **mean}
+            {
+                "benchmark": "teach",
+                "base": base.spec.entry.fingerprint.weights[:12],
+                "judge": JUDGE,
+                "concepts": len(rows),
+                "threads": torch.get_num_threads(),
+                **settings.dump(),
+                **mean,
+            }
         )
     )
 

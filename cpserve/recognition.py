@@ -23,13 +23,16 @@ ROWS = 64  # of one UNet call
 
 @dataclass(frozen=True, kw_only=True)
 class Judging:
-    """How to judge: `draws` of (t, noise) a picture, timesteps from `low` to `high` as shares of the schedule's length."""
+    """How to judge: `draws` of (t, noise) a picture, timesteps from `low` to `high` as shares of the schedule's length; `none`:
+    whether "none of these" may be the answer.
+    """
 
     draws: int = 16
     low: float = 0.1
     high: float = 0.7
     seed: int = 0
     template: str = "a photo of {}"
+    none: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,13 @@ def classify(
         return []
     spec = engine.spec
     texts = [judging.template.format(c.token) for c in concepts]
-    bank, slots = engine.bank.packed([Prompt(text, adapter) for text in [*texts, GENERIC_PROMPT]])
+    texts += [GENERIC_PROMPT] * judging.none
+    bank, slots = engine.bank.packed([Prompt(text, adapter) for text in texts])
     pixels = np.stack([np.asarray(square(i, spec.pixels), dtype=np.float32) for i in images])
     latents = engine.encode_pictures(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1)
     length = spec.schedule.steps
     plan = draws(judging.seed, judging.draws, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
-    labels = [*(c.name for c in concepts), NONE]
+    labels = [*(c.name for c in concepts), *[NONE] * judging.none]
     answers = []
     for number, x0 in enumerate(latents):
         answers.append(_answer(engine, x0[None], bank, slots, plan, labels))

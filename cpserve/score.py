@@ -40,7 +40,8 @@ def predictions(denoise: DenoiseSlots, schedule: Schedule, x0: Tensor, draw: Dra
     count, labels = len(x0), len(slots)
     xt = schedule.add_noise(x0, draw.noise, draw.t)
     rows = [x.repeat_interleave(labels, 0) for x in (xt, draw.t.expand(count))]
-    return denoise(rows[0], rows[1], slots.repeat(count)).unflatten(0, (count, labels))
+    eps: Tensor = denoise(rows[0], rows[1], slots.repeat(count)).unflatten(0, (count, labels))
+    return eps
 
 
 def squared(eps: Tensor, draw: Draw) -> Tensor:
@@ -61,8 +62,10 @@ def log_scores(error: Tensor, tau: float) -> Tensor:
 def temperature(error: Tensor) -> float:
     """tau from the data: the median absolute gap between two labels' errors, over all pairs and pictures.
 
-    With errors summed over elements a fixed temperature makes scores flat or one-hot.
+    With errors summed over elements a fixed temperature makes scores flat or one-hot. 1 where there is one label.
     """
+    if error.shape[-1] < 2:
+        return 1.0
     gaps = (error.unsqueeze(-1) - error.unsqueeze(-2)).abs()
     upper = torch.triu(torch.ones(error.shape[-1], error.shape[-1], dtype=torch.bool), diagonal=1)
     return max(float(gaps[..., upper].median()), 1e-6)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture
+from cpserve.prompts import tokenize
 from trainer import Record, Settings, learn
 
 QUICK = Settings(steps=6, batch=4, rank=4, variants=2, fisher_draws=3, warm_up=2, dsc_steps=3, dsc_batch=2)
@@ -28,3 +30,11 @@ def learned(base: BaseModel, folder: Path, settings: Settings, *names: str) -> A
         adapter = learn(base, concept(name, number), adapter, settings, Record(folder / f"{name}{number}"), past=past)
         past.append(adapter)
     return adapter
+
+
+def packed_of(base: BaseModel, adapter: Adapter, texts: list[str]) -> torch.Tensor:
+    """Packed K,V of prompts under an adapter."""
+    sites = base.spec.sites
+    ids = tokenize(base.spec.tokenizer, texts, adapter.tokens)
+    e = base.encode_text(ids, adapter.extra_rows(sites.weight.shape[1]))
+    return sites.project(e, adapter.lora)

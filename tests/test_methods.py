@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from cpserve.adapter import empty_adapter
+from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture
 from cpserve.errors import TrainingError
-from tests.lessons import QUICK, concept, learned
+from tests.lessons import QUICK, concept, learned, packed_of
 from trainer import METHODS, Progress, Record, learn
 from trainer.consolidate import consolidation
 from trainer.images import encode_concept
 from trainer.lora import fresh_factors
 from trainer.penalties.c_lora import Overlap, updates
+from trainer.penalties.null_space import largest_change
 from trainer.sequence import Lesson, _task, check_new
 
 
@@ -56,7 +59,7 @@ def test_a_strong_penalty_keeps_the_update_small(base: BaseModel, tmp_path: Path
     for method, knob in (("c-lora", "c_lora_lambda"), ("ewc", "ewc_lambda")):
         sizes = []
         for weight in (0.0, 1e6):
-            settings = replace(QUICK, method=method, steps=20, factor_rate=1e-2, **{knob: weight})
+            settings = replace(QUICK, method=method, factor_rate=1e-2, **{knob: weight})
             adapter = learned(base, tmp_path / f"{method}{weight}", settings, "dog", "cat")
             sizes.append(adapter.manifest.metrics["update_l1"])
         assert sizes[1] < sizes[0]
@@ -89,12 +92,48 @@ def test_dsc_needs_the_versions_of_the_past(base: BaseModel, tmp_path: Path) -> 
         learn(base, concept("cat", 1), adapter, replace(QUICK, method="dsc"), Record(tmp_path / "dsc"))
 
 
+@pytest.fixture(scope="session")
+def taught(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Adapter, Adapter]]:
+    """A method's adapter after one concept and after two, learned once a session."""
+
+    @cache
+    def both(method: str) -> tuple[Adapter, Adapter]:
+        settings, folder = replace(QUICK, method=method), tmp_path_factory.mktemp("taught")
+        one = learned(base, folder / "one", settings, "dog")
+        return one, learned(base, folder / "two", settings, "dog", "cat")
+
+    return both
+
+
+Taught = Callable[[str], tuple[Adapter, Adapter]]
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_resumes_bit_for_bit(base: BaseModel, tmp_path: Path, method: str) -> None:
+def test_earlier_tokens_never_move(base: BaseModel, taught: Taught, method: str) -> None:
+    """Learning a second concept leaves the first one's token bit for bit as it was, and the base's weights too."""
+    weights = {n: p.clone() for n, p in base.unet.named_parameters()}
+    one, two = taught(method)
+    assert torch.equal(one.embeddings["<dog>"], two.embeddings["<dog>"])
+    assert two.tokens == ["<dog>", "<cat>"]
+    assert all(torch.equal(weights[n], p) for n, p in base.unet.named_parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_learning_changes_the_new_concept(base: BaseModel, taught: Taught, method: str) -> None:
+    """After learning, K,V of the new token's prompt differ from the base's by more than rounding."""
+    adapter, _ = taught(method)
+    plain = replace(adapter, lora={})
+    change = largest_change(
+        packed_of(base, plain, ["a photo of <dog>"]), packed_of(base, adapter, ["a photo of <dog>"])
+    )
+    assert change > 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_bit_for_bit(base: BaseModel, taught: Taught, tmp_path: Path, method: str) -> None:
     """A second concept stopped in its first steps and again in its last ones ends as a straight run's."""
     settings = replace(QUICK, method=method)
-    first = learned(base, tmp_path / "first", settings, "dog")
-    straight = learned(base, tmp_path / "straight", settings, "dog", "cat")
+    first, straight = taught(method)
     record, broken = Record(tmp_path / "broken"), 0
 
     def stop(progress: Progress) -> None:

@@ -1,0 +1,79 @@
+"""Rivals timed fairly: in turns, in an order that changes every round, by their medians; a result is one JSON line, kept."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("torch", "diffusers", "onnxruntime", "openvino")
+
+
+def seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def interleaved(rivals: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Each rival's seconds in every round, after one round that is not counted: compilers and caches warm up in it."""
+    order, times = list(rivals), {name: [] for name in rivals}
+    shuffle = random.Random(0)
+    for number in range(rounds + 1):
+        shuffle.shuffle(order)
+        for name in order:
+            gc.collect()
+            took = seconds(rivals[name])
+            if number:
+                times[name].append(took)
+    return times
+
+
+def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: round(statistics.median(all_), 5) for name, all_ in times.items()}
+
+
+def peak(dtype: torch.dtype, side: int = 2048) -> float:
+    """The most FLOP/s that a product of large square matrices reached in five tries."""
+    a, b = (torch.randn(side, side).to(dtype) for _ in "ab")
+    return 2 * side**3 / min(seconds(lambda: a @ b) for _ in range(6))
+
+
+def machine() -> dict[str, Any]:
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "amx": any("amx_bf16" in line for line in _cpuinfo()),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def keep(benchmark: str, result: Mapping[str, Any]) -> None:
+    """Print the result as the last line, and append it to `results/`."""
+    libraries = {name: version(name) for name in LIBRARIES}
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    line = json.dumps({"benchmark": benchmark, "date": today, "machine": machine(), "libraries": libraries, **result})
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{benchmark}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    print(line)

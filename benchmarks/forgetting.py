@@ -33,13 +33,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
-from benchmarks.lite0 import JUDGE, lite0, lite0_layout, through_autoencoder
+from benchmarks.lite0 import JUDGE, lite0_layout
 from benchmarks.teach import pictures, shares
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture
 from cpserve.engines.eager import EagerEngine
-from cpserve.measures import alignment, forgetting, mmd2
+from cpserve.evaluation import evaluate, rendered
+from cpserve.features import encoder_for
 from trainer import METHODS, Record, Settings, learn
 
 ROOT = Path(__file__).parents[1]
@@ -63,10 +64,6 @@ CONCEPTS = {
         "party popper", "rocket", "cat face", "rice cracker",
     ),
 }  # fmt: skip
-EVALUATED = ("an emoji of {}", "a picture of {} on a yellow background", "{} on a orange background", "this is {}")
-UNRELATED = tuple(f"a picture of a {w}" for w in ("banana", "bear", "bus", "castle", "crown", "frog", "guitar", "hammer",
-                  "house", "lion", "pizza", "penguin", "rainbow", "star", "taxi", "trophy"))  # fmt: skip
-EACH, UNSEEN = 3, 12
 ORDERS, SEEDS = (0, 1), (0, 1, 2)
 
 
@@ -102,115 +99,71 @@ def sources() -> str:
     return digest.hexdigest()[:12]
 
 
-@dataclass(frozen=True, eq=False)
-class Judge:
-    """Features of each concept's unseen pictures, and the base's own drawings of unrelated things."""
-
-    base: BaseModel
-    real: Sequence[np.ndarray]
-    unseen: Sequence[Sequence[Image.Image]]
-    layouts: np.ndarray
-    prior: np.ndarray
-
-    @classmethod
-    def of(cls, base: BaseModel, unseen: Sequence[Sequence[Image.Image]]) -> Judge:
-        with EagerEngine(base) as engine:
-            rendered = [through_autoencoder(engine, images) for images in unseen]
-        means = np.stack([lite0_layout(images, *JUDGE).mean(0) for images in rendered])
-        return cls(base, [lite0(images) for images in rendered], unseen, means, lite0(_draw(base, UNRELATED, None)))
-
-    def drawn(self, adapter: Adapter, token: str) -> list[Image.Image]:
-        return _draw(self.base, [e.format(token) for e in EVALUATED for _ in range(EACH)], adapter)
-
-    def recognised(self, images: Sequence[Image.Image], own: int) -> float:
-        return shares(lite0_layout(images, *JUDGE), self.layouts, own)
-
-    def drift(self, adapter: Adapter) -> float:
-        """How far unrelated prompts went from what the base draws, seed by seed: the mean cosine distance."""
-        return float(1 - (self.prior * lite0(_draw(self.base, UNRELATED, adapter))).sum(1).mean())
-
-    def dc_right(self, adapter: Adapter, which: Sequence[int], names: Sequence[str]) -> dict[int, float]:
-        """The share of concept i's unseen pictures that the diffusion classifier puts right, by i."""
-        with EagerEngine(self.base) as engine:
-            images = [image for i in which for image in self.unseen[i]]
-            answers = cpserve.classify(engine, images, adapter, cpserve.Judging(draws=8, none=False))
-        right = np.array([a.label == names[i] for a, i in zip(answers, np.repeat(list(which), UNSEEN), strict=True)])
-        return dict(zip(which, right.reshape(-1, UNSEEN).mean(1).tolist(), strict=True))
-
-
-def _draw(base: BaseModel, prompts: Sequence[str], adapter: Adapter | None) -> list[Image.Image]:
-    with EagerEngine(base) as engine:
-        rows = [cpserve.Prompt(p, adapter) for p in prompts]
-        made = cpserve.generate(engine, rows, range(len(rows)), cpserve.Drawing(guidance=3.0, steps=15))
-    return [d.image for d in made]
+def teach(
+    base: BaseModel, asked: Run, taught: Sequence[Sequence[Image.Image]], folder: Path
+) -> tuple[list[Adapter], list[float]]:
+    """The adapter after each concept, and the seconds that each took. `alone`: each concept by itself."""
+    adapters, seconds = [empty_adapter(base.spec.entry)], []
+    for j, images in enumerate(taught):
+        began = time.monotonic()
+        concept = Concept(f"thing{j}", tuple(Picture(f"{i}.jpg", image) for i, image in enumerate(images)))
+        start = adapters[0] if asked.method == "alone" else adapters[-1]
+        record, past = Record(folder / str(j)), () if asked.method == "alone" else adapters[1:]
+        adapters.append(learn(base, concept, start, asked.settings, record, past=past))
+        record.delete()
+        seconds.append(time.monotonic() - began)
+        print(f"{asked.method} {j + 1}/{len(taught)}: {seconds[-1]:.0f} s, {adapters[-1].manifest.metrics}", flush=True)
+    return adapters[1:], seconds
 
 
 def run(base: BaseModel, asked: Run, folder: Path) -> dict[str, Any]:
-    """Teach and measure; `m[j][i]` is concept i after j + 1 concepts."""
-    all_names = asked.names
-    made = [pictures(name, CONCEPTS[asked.split].index(name)) for name in all_names]
-    judge = Judge.of(base, [others for _, others in made])
-    tokens = [f"thing{i}" for i in range(len(all_names))]
-    settings, alone = asked.settings, asked.method == "alone"
-    adapter = empty_adapter(base.spec.entry)
-    past: list[Adapter] = []
-    aligned: dict[int, dict[int, float]] = {}
-    seen: dict[int, dict[int, float]] = {}
-    dc_learned, first, last, logs = {}, {}, {}, []
-    for j, (taught, _) in enumerate(made):
-        began = time.monotonic()
-        record = Record(folder / str(j))
-        concept = Concept(tokens[j], tuple(Picture(f"{i}.jpg", image) for i, image in enumerate(taught)))
-        start = empty_adapter(base.spec.entry) if alone else adapter
-        adapter = learn(base, concept, start, settings, record, past=() if alone else past)
-        record.delete()
-        past.append(adapter)
-        metrics = adapter.manifest.metrics
-        logs.append({"seconds": round(time.monotonic() - began, 1), **metrics})
-        aligned[j], seen[j] = {}, {}
-        for i in range(j + 1):
-            if alone and i < j:
-                continue
-            images = judge.drawn(adapter, f"<{tokens[i]}>")
-            features = lite0(images)
-            first.setdefault(i, features)
-            last[i] = features
-            aligned[j][i], seen[j][i] = alignment(judge.real[i], features), judge.recognised(images, i)
-        dc_learned |= judge.dc_right(adapter, [j], tokens) if not alone else {}
-        print(f"{asked.method} {j + 1}/{len(made)} {all_names[j]}: {logs[-1]} recognised {seen[j]}", flush=True)
+    """Teach and measure; `alone` reports each concept as its own adapter draws it."""
+    made = [pictures(name, CONCEPTS[asked.split].index(name)) for name in asked.names]
+    adapters, seconds = teach(base, asked, [taught for taught, _ in made], folder)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    real = {f"thing{j}": others for j, (_, others) in enumerate(made)}
+    encode = encoder_for("builtin:")[1]
+    with EagerEngine(base) as engine:
+        layouts = np.stack([lite0_layout(rendered(engine, others), *JUDGE).mean(0) for _, others in made])
+        if asked.method == "alone":
+            parts = [evaluate(engine, [a], encode, real, steps=STEPS) for a in adapters]
+            drawn = {j: part.pictures[0][0] for j, part in enumerate(parts)}
+            seen = [shares(lite0_layout(images, *JUDGE), layouts, j) for j, images in drawn.items()]
+            alignment = [part.alignment[0][0] for part in parts]
+            measured = {
+                "alignment": _mean(alignment),
+                "last_alignment": round(alignment[-1], 4),
+                "recognised": _mean(seen),
+            }
+            return measured | {"by_concept": alignment, "seconds": _mean(seconds), "peak_mb": peak}
+        whole = evaluate(engine, adapters, encode, real, steps=STEPS)
     n = len(made)
-    if alone:
-        aligned, seen = ({j: {i: m[i][i] for i in range(j + 1)} for j in range(n)} for m in (aligned, seen))
-    mmd = [mmd2(judge.real[i], last[i]) for i in range(n)]
-    kept = [mmd2(first[i], last[i]) for i in range(n - 1)]
-    dc_end = {} if alone else judge.dc_right(adapter, range(n), tokens)
+    seen = {
+        j: [shares(lite0_layout(images, *JUDGE), layouts, i) for i, images in row.items()]
+        for j, row in whole.pictures.items()
+    }
+    metrics = [a.manifest.metrics for a in adapters]
     return {
-        "alignment_learned": _mean([aligned[i][i] for i in range(n)]),
-        "alignment_end": _mean(aligned[n - 1].values()),
-        "forgetting": round(forgetting(aligned), 4),
+        **whole.summary(),
+        "last_alignment": round(whole.alignment[n - 1][n - 1], 4),
         "recognised_learned": _mean([seen[i][i] for i in range(n)]),
-        "recognised_end": _mean(seen[n - 1].values()),
-        "dc_learned": _mean(dc_learned.values()),
-        "dc_end": _mean(dc_end.values()),
-        "a_mmd": _mean(mmd),
-        "f_mmd": _mean(kept),
-        "drift": round(judge.drift(adapter), 4),
-        "last_alignment": round(aligned[n - 1][n - 1], 4),
-        "seconds": _mean([log["seconds"] for log in logs]),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "training_bytes": sum(t.nbytes for group in adapter.training.values() for t in group.values()),
-        "adapter_bytes": sum(t.nbytes for t in adapter.lora.values()),
-        "kv_change": [log["largest_kv_change"] for log in logs],
-        "update_l1": [log["update_l1"] for log in logs],
-        "aligned": [[round(v, 3) for v in row.values()] for row in aligned.values()],
-        "recognised": [[round(v, 3) for v in row.values()] for row in seen.values()],
+        "recognised": _mean(seen[n - 1]),
+        "seconds": _mean(seconds),
+        "peak_mb": peak,
+        "training_bytes": sum(t.nbytes for group in adapters[-1].training.values() for t in group.values()),
+        "adapter_bytes": sum(t.nbytes for t in adapters[-1].lora.values()),
+        "kv_change": [m["largest_kv_change"] for m in metrics],
+        "update_l1": [m["update_l1"] for m in metrics],
+        "own_dc_accuracy": [m["own_dc_accuracy"] for m in metrics],
+        "alignment_matrix": [[round(v, 3) for v in row.values()] for row in whole.alignment.values()],
+        "kept_matrix": [[round(v, 3) for v in row.values()] for row in whole.kept.values()],
+        "recognised_matrix": [[round(v, 3) for v in row] for row in seen.values()],
         "threads": torch.get_num_threads(),
     }
 
 
-def _mean(values: Any) -> float | None:
-    values = list(values)
-    return round(float(np.mean(values)), 4) if values else None
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 4)
 
 
 def committed() -> list[dict[str, Any]]:
@@ -238,9 +191,10 @@ def do(base: BaseModel, asked: Run) -> None:
         print(json.dumps({k: v for k, v in (key | result).items() if not isinstance(v, list | dict)}), flush=True)
 
 
+STEPS = 15  # of drawing
 COLUMNS = (
-    "alignment_learned", "alignment_end", "recognised_learned", "recognised_end", "dc_learned", "dc_end", "a_mmd", "f_mmd",
-    "drift", "seconds",
+    "alignment_learned", "alignment", "recognised_learned", "recognised", "dc_learned", "dc", "kept", "a_mmd", "f_mmd", "drift",
+    "seconds",
 )  # fmt: skip
 
 
@@ -255,7 +209,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     for name, group in groups.items():
         cells = []
         for column in COLUMNS:
-            values = [g[column] for g in group if g[column] is not None]
+            values = [g[column] for g in group if g.get(column) is not None]
             error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
             cells.append(f"{np.mean(values):.3f}" + (f" ± {error:.3f}" if error else "") if values else "–")
         rows.append(f"| {name} | {len(group)} | " + " | ".join(cells) + " |")

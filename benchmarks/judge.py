@@ -21,10 +21,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
-from benchmarks.lite0 import lite0, lite0_layout, through_autoencoder
+from benchmarks.lite0 import lite0, lite0_layout
 from benchmarks.teach import draw, pictures, shares, teach
 from cpserve.base import BaseModel
 from cpserve.engines.eager import EagerEngine
+from cpserve.evaluation import rendered
 from trainer import Settings
 
 CLASSES = (
@@ -73,7 +74,7 @@ def agree(base: BaseModel, work: Path) -> None:
     person = json.loads(PERSON.read_text())
     sharp = [image for n in range(len(CLASSES)) for image in pictures(CLASSES[n], n)[1]]
     with EagerEngine(base) as engine:
-        rendered = through_autoencoder(engine, sharp)
+        soft = rendered(engine, sharp)
     keys = [f"{n}-{steps}" for n in range(TAUGHT) for steps in STEPS]
     drawn = [image for key in keys for image in read(work / f"{key}.png")]
     wanted = np.array([person[key] / DRAWN for key in keys])
@@ -85,7 +86,7 @@ def agree(base: BaseModel, work: Path) -> None:
     rows = []
     for name, features in sets.items():
         seen = features(drawn).reshape(len(keys), DRAWN, -1)
-        for kind, classes in (("sharp", sharp), ("through the autoencoder", rendered)):
+        for kind, classes in (("sharp", sharp), ("through the autoencoder", soft)):
             means = features(classes).reshape(len(CLASSES), -1, seen.shape[-1]).mean(1)
             counted = np.array([shares(seen[i], means, int(key.split("-")[0])) for i, key in enumerate(keys)])
             by_steps = {str(s): round(float(counted[j :: len(STEPS)].mean()), 3) for j, s in enumerate(STEPS)}

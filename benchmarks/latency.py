@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cpserve
 from benchmarks.timing import interleaved, keep, medians, peak
-from cpserve.base import BaseModel
+from cpserve.base import BUILTIN, BaseModel
 from cpserve.engine import Engine, open_engine
 from cpserve.sample import starting_noise
 from export.build import plan_export
@@ -41,7 +41,7 @@ def ours(engine: Engine, count: int, asked: argparse.Namespace) -> Draw:
     drawing = cpserve.Drawing(steps=asked.steps, guidance=asked.guidance)
 
     def draw() -> np.ndarray:
-        engine.bank.__dict__["_rows"].clear()
+        engine.bank.clear()
         drawn = cpserve.generate(engine, [cpserve.Prompt(WORDS)] * count, range(count), drawing)
         return np.stack([np.asarray(one.image, dtype=np.float32) for one in drawn])
 
@@ -55,7 +55,7 @@ def theirs(pipe: Any, count: int, asked: argparse.Namespace) -> Draw:
 
     def draw() -> np.ndarray:
         options = {"num_inference_steps": asked.steps, "guidance_scale": asked.guidance, "output_type": "np"}
-        return pipe([WORDS] * count, latents=noise, **options).images * 255.0
+        return np.round(pipe([WORDS] * count, latents=noise, **options).images * 255.0)
 
     return draw
 
@@ -64,7 +64,7 @@ def pipelines(base: str, without: list[str]) -> dict[str, Any]:
     """diffusers' public configurations: its defaults, bfloat16, and both compiled."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    where = base if base != cpserve.base.BUILTIN else str(Path(cpserve.__file__).parent / "models" / "emoji64")
+    where = base if base != BUILTIN else str(Path(cpserve.__file__).parent / "models" / "emoji64")
     plain = StableDiffusionPipeline.from_pretrained(where, safety_checker=None, dtype=torch.float32)
     plain.scheduler = DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
     plain.set_progress_bar_config(disable=True)
@@ -132,7 +132,7 @@ def report(draws: dict[str, Draw], asked: argparse.Namespace, row_flops: float, 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--base", default=cpserve.base.BUILTIN)
+    arguments.add_argument("--base", default=BUILTIN)
     arguments.add_argument("--pictures", type=int, nargs="+", default=[1, 8])
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--steps", type=int, default=20)

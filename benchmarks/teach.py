@@ -27,11 +27,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
-from benchmarks.lite0 import JUDGE, lite0_layout, through_autoencoder
+from benchmarks.lite0 import JUDGE, lite0_layout
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture
 from cpserve.engines.eager import EagerEngine
+from cpserve.evaluation import rendered
 from examples import TAUGHT_PLACES, UNSEEN_PLACES, drawing_of, photo
 from trainer import Record, Settings, learn
 
@@ -115,7 +116,7 @@ def main() -> None:
     base = cpserve.load_base(asked.base)
     made = [pictures(name, i) for i, name in enumerate(FROZEN)]
     with EagerEngine(base) as engine:
-        seen = through_autoencoder(engine, [i for _, images in made for i in images])
+        seen = rendered(engine, [i for _, images in made for i in images])
     others = judged(seen).reshape(len(FROZEN), OTHERS, -1)
     means = others.mean(1)
     rows, strips = [], []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import gc
 import json
 import os
@@ -71,7 +71,7 @@ def _cpuinfo() -> list[str]:
 def keep(benchmark: str, result: Mapping[str, Any]) -> None:
     """Print the result as the last line, and append it to `results/`."""
     libraries = {name: version(name) for name in LIBRARIES}
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    today = dt.datetime.now(dt.UTC).date().isoformat()
     line = json.dumps({"benchmark": benchmark, "date": today, "machine": machine(), "libraries": libraries, **result})
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{benchmark}.jsonl").open("a", encoding="utf-8") as file:

@@ -31,7 +31,7 @@ class Drawing:
     """How to draw. `guidance` 1 means none; `size` in pixels, None for the base's own."""
 
     steps: int = 20
-    guidance: float = 4.0
+    guidance: float = 3.0
     negative: str = ""
     sampler: str = "dpm"
     size: int | None = None

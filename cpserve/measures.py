@@ -26,9 +26,9 @@ def alignment(real: Features, generated: Features) -> float:
 def mmd2(x: Features, y: Features) -> float:
     """The squared maximum mean discrepancy of two sets of at least two rows each; lower is nearer, about 0 for equal ones.
 
-    Unbiased estimators (Gretton et al. 2012), so it may be below 0: eq. 3, or for equally many rows
-    eq. 4, which leaves out pairs of one place and so allows them to be dependent (pictures of one seed). Kernel `(cos + 1)^3`, which is KID's (Binkowski et
-    al. 2018) `(x . y / d + 1)^3` on features of mean square 1.
+    Unbiased estimators (Gretton et al. 2012), so it may be below 0: eq. 3, or for equally many rows eq. 4, which leaves out
+    pairs of one place and so allows them to be dependent (pictures of one seed). Kernel `(cos + 1)^3`, which is KID's
+    (Binkowski et al. 2018) `(x . y / d + 1)^3` on features of mean square 1.
     """
     x, y = unit(x), unit(y)
     n, m = len(x), len(y)

@@ -11,7 +11,7 @@ import click
 
 from cpserve.cli._border import BorderGroup
 
-VERBS = ("train", "check", "generate", "classify", "export", "adapters", "doctor", "demo")
+VERBS = ("train", "check", "generate", "classify", "eval", "export", "adapters", "doctor", "demo")
 
 
 class _Verbs(BorderGroup):
@@ -22,7 +22,7 @@ class _Verbs(BorderGroup):
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"cpserve.cli.{cmd_name}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, "eval_" if cmd_name == "eval" else cmd_name)
         return command
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpserve.cli._border import writing
-from cpserve.cli._common import Common, common_options, engine_options, examples, open_for, read_adapters
+from cpserve.cli._common import Common, common_options, engine_options, examples, hub_options, open_for, read_adapters
 from cpserve.cli._show import emit, note, reporting
 
 if TYPE_CHECKING:
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from cpserve.drawing import Drawing
     from cpserve.engine import Engine
 
-SAMPLERS = ("dpm", "ddim")  # cpserve.sample's, which would cost `--help` an import of torch; a test compares them
+SAMPLERS = (
+    "dpm",
+    "ddim",
+    "euler",
+)  # cpserve.sample's, which would cost `--help` an import of torch; a test compares them
 Named = tuple[str, "Adapter"]
 
 
@@ -35,8 +39,10 @@ Named = tuple[str, "Adapter"]
     "refs",
     multiple=True,
     metavar="REF",
-    help="NAME, NAME@vN or NAME@ALIAS: one for all prompts, or one for each, in order.  [default: default, if it exists]",
+    help="NAME, NAME@vN, NAME@ALIAS or hf://USER/REPO[@vN]: one for all prompts, or one for each, in order.  "
+    "[default: default, if it exists]",
 )
+@click.option("--no-adapter", is_flag=True, help="The base model alone, also where there is an adapter called default.")
 @click.option(
     "-n",
     "each",
@@ -67,11 +73,13 @@ Named = tuple[str, "Adapter"]
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, metavar="DIR"
 )
+@hub_options
 @common_options
 def generate(
     common: Common,
     prompts: tuple[str, ...],
     refs: tuple[str, ...],
+    no_adapter: bool,
     each: int,
     seed: int,
     engine: str,
@@ -88,7 +96,10 @@ def generate(
 
     A picture depends on its prompt, adapter and seed, never on its neighbours. A file is only replaced by the same picture.
     """
-    refs = refs or (("default",) if common.store.head("default") else ())
+    if refs and no_adapter:
+        raise click.UsageError("--adapter and --no-adapter exclude each other")
+    if not refs and not no_adapter and common.store.head("default"):
+        refs = ("default",)
     if len(refs) not in {0, 1, len(prompts)}:
         raise click.UsageError(f"{len(prompts)} prompts go with one --adapter, or one for each, not {len(refs)}")
     with open_for(common, engine, bundle, base) as opened:

@@ -17,8 +17,9 @@ from prompts import PROMPTS
 from sources import WORK
 
 import cpserve
-from benchmarks.lite0 import lite0, through_autoencoder
+from benchmarks.lite0 import lite0
 from cpserve.engine import Engine
+from cpserve.evaluation import rendered
 
 
 def class_means(engine: Engine, drawings: Drawings, names: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -34,7 +35,7 @@ def class_means(engine: Engine, drawings: Drawings, names: list[str]) -> tuple[n
             page = np.broadcast_to(_jitter(rng, str(rng.choice(list(COLOURS)))), (64, 64, 3)).copy()
             paste(page, rgba, rng, (0.7, 0.95), (0.5, 0.5))
             pages.append(Image.fromarray(page.clip(0, 255).astype(np.uint8)))
-        np.savez(cache, features=lite0(through_autoencoder(engine, pages)))
+        np.savez(cache, features=lite0(rendered(engine, pages)))
     features = np.load(cache)["features"]
     own = np.array([names.index(n) for n in drawings.names])
     means = np.stack([features[own == i].mean(0) for i in range(len(names))])

@@ -1,0 +1,158 @@
+"""`cpserve eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cpserve.cli._border import writing
+from cpserve.cli._common import Common, common_options, engine_options, examples, open_for
+from cpserve.cli._show import emit, reporting, table
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from cpserve.adapter import Adapter
+    from cpserve.evaluation import Evaluation
+
+
+@click.command(
+    name="eval",
+    epilog=examples("cpserve eval pets", "cpserve eval pets --pictures unseen/ --out pets-evaluation --json"),
+)
+@click.argument("ref", metavar="REF")
+@click.option(
+    "--pictures",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="A folder for each concept, or a zip, with pictures of it that it was not learned from.",
+)
+@click.option(
+    "--each", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Pictures of each wording."
+)
+@click.option(
+    "--steps", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N", help="Denoising steps."
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("evaluation"),
+    show_default=True,
+    metavar="DIR",
+)
+@engine_options
+@common_options
+def eval_(
+    common: Common,
+    ref: str,
+    pictures: Path | None,
+    each: int,
+    steps: int,
+    out: Path,
+    engine: str,
+    bundle: Path | None,
+    base: str | None,
+) -> None:
+    """Measure what is left of each concept after every later one.
+
+    The version in which each concept was learned draws all that it knows, from the same seeds. `kept` says how alike a
+    concept's pictures are to those from when it was learned; with --pictures, also how near to the real ones. Writes
+    evaluation.json and versions.png, a row a concept, a column a version.
+    """
+    with open_for(common, engine, bundle, base) as opened:
+        from cpserve.evaluation import evaluate
+        from cpserve.features import encoder_for
+
+        versions = _lineage(common, ref)
+        judge, encode = encoder_for(opened.spec.entry.id)
+        real = _real(pictures, [c.name for c in versions[-1].manifest.concepts]) if pictures else {}
+        with reporting() as report:
+            made = evaluate(
+                opened,
+                versions,
+                encode,
+                real,
+                each=each,
+                steps=steps,
+                progress=lambda done, all_: report("evaluating versions", done, all_, ""),
+            )
+    _write(out, made, judge)
+    emit(_value(made, judge), _text(made, judge, out), as_json=common.json)
+
+
+def _lineage(common: Common, ref: str) -> list[Adapter]:
+    """The versions in which the concepts of `ref` were learned, in order, the last being `ref` itself."""
+    from cpserve.adapter import Adapter
+    from cpserve.errors import AdapterError
+
+    head = common.store.version(ref)
+    concepts = head.manifest.concepts
+    if not concepts:
+        raise AdapterError(f"{head} knows no concept yet", hint="teach one: cpserve train --concept ZIP")
+    name = head.manifest.name
+    versions = [common.store.version(f"{name}@v{c.since}") for c in concepts[:-1]] + [head]
+    for j, version in enumerate(versions):
+        if [c.name for c in version.manifest.concepts] != [c.name for c in concepts[: j + 1]]:
+            raise AdapterError(f"{version} knows other concepts than {head} knew then", hint="evaluate another version")
+    return [Adapter.read(version.manifest, version.read) for version in versions]
+
+
+def _real(folder: Path, names: list[str]) -> dict[str, list[Image.Image]]:
+    from cpserve.concept import read_concept
+
+    found = {n: next((p for p in (folder / n, folder / f"{n}.zip") if p.exists()), None) for n in names}
+    return {n: [p.image for p in read_concept(path).pictures] for n, path in found.items() if path}
+
+
+def _value(made: Evaluation, judge: str) -> dict[str, Any]:
+    return {
+        "judge": judge,
+        "concepts": list(made.concepts),
+        **made.summary(),
+        "kept_matrix": made.kept,
+        "alignment_matrix": made.alignment,
+        "dc_matrix": made.dc,
+        "drift_by_version": made.drift,
+    }
+
+
+def _text(made: Evaluation, judge: str, out: Path) -> str:
+    last = len(made.concepts) - 1
+
+    def cell(row: dict[int, float], i: int) -> str:
+        return f"{row[i]:.3f}" if i in row else "-"
+
+    rows = [
+        (
+            name,
+            cell(made.kept[last], i),
+            cell(made.alignment[i], i),
+            cell(made.alignment[last], i),
+            cell(made.dc[i], i),
+            cell(made.dc[last], i),
+        )
+        for i, name in enumerate(made.concepts)
+    ]
+    head = ("concept", "kept", "alignment learned", "now", "dc accuracy learned", "now")
+    return (
+        f"{table(head, rows)}\n\nunrelated prompts drifted by {made.drift[-1]:.3f}; features: {judge}\n"
+        f"pictures, a row a concept and a column a version: {out / 'versions.png'}"
+    )
+
+
+def _write(out: Path, made: Evaluation, judge: str) -> None:
+    import json
+
+    from PIL import Image
+
+    from cpserve.cli import _pictures
+
+    n = len(made.concepts)
+    blank = Image.new("RGB", made.pictures[0][0][0].size, "white")
+    cells = [made.pictures[j].get(i, [blank])[0] for i in range(n) for j in range(n)]
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "evaluation.json").write_text(json.dumps(_value(made, judge), indent=1) + "\n")
+        _pictures.grid(cells, n).save(out / "versions.png")

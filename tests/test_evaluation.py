@@ -1,0 +1,81 @@
+"""Laws of evaluating a lineage of versions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from cpserve.base import BaseModel
+from cpserve.cli import main
+from cpserve.engines.eager import EagerEngine
+from cpserve.evaluation import EVALUATED, Evaluation, evaluate
+from tests.lessons import QUICK, concept, learned
+from trainer.settings import PROTECTED, TEMPLATES
+
+
+def colours(pictures: Sequence[Image.Image]) -> np.ndarray:
+    """An encoder that needs no weights."""
+    return np.stack([np.asarray(p.convert("RGB").resize((4, 4)), float).ravel() + 1 for p in pictures])
+
+
+@pytest.fixture(scope="module")
+def made(bases: dict[str, BaseModel], tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    base, folder = bases["sd21"], tmp_path_factory.mktemp("lineage")
+    settings = replace(QUICK, method="none", factor_rate=0.05)
+    one = learned(base, folder / "one", settings, "dog")
+    two = learned(base, folder / "two", settings, "dog", "cat")
+    with EagerEngine(base) as engine:
+        return evaluate(
+            engine, [one, two], colours, {"cat": [p.image for p in concept("cat", 1).pictures]}, each=1, steps=3
+        )
+
+
+def test_every_version_is_measured_on_every_concept_it_knows(made: Evaluation) -> None:
+    """The matrices are lower triangles; a concept just learned is wholly kept, one before it is not under `none`."""
+    assert {j: sorted(row) for j, row in made.kept.items()} == {0: [0], 1: [0, 1]}
+    assert made.kept[0][0] == pytest.approx(1)
+    assert made.kept[1][1] == pytest.approx(1)
+    assert made.kept[1][0] < 0.9999
+    assert len(made.drift) == 2
+    assert all(d > 0 for d in made.drift)
+
+
+def test_only_what_has_real_pictures_is_compared_with_them(made: Evaluation) -> None:
+    """Alignment, A_MMD and DC accuracy stand for the concept that has pictures, and the summary says what is missing."""
+    assert made.alignment == {0: {}, 1: {1: pytest.approx(made.alignment[1][1])}}
+    assert set(made.a_mmd) == {1}
+    assert set(made.dc[1]) == {1}
+    assert 0 <= made.dc[1][1] <= 1
+    assert made.summary()["forgetting"] is None
+    assert made.summary()["kept"] == pytest.approx((made.kept[1][0] + made.kept[1][1]) / 2, abs=1e-4)
+
+
+def test_evaluation_prompts_occur_nowhere_in_training() -> None:
+    """None of them is a template or a protected wording."""
+    assert not set(EVALUATED) & {*TEMPLATES, *PROTECTED}
+
+
+def test_the_command_writes_numbers_and_a_picture(tmp_path: Path) -> None:
+    """`cpserve eval` on the built-in base after two concepts: JSON on stdout alone, and both files."""
+    store, examples = str(tmp_path / "store"), Path(__file__).parents[1] / "examples"
+    config = tmp_path / "run.toml"
+    config.write_text("steps = 2\nbatch = 2\nvariants = 1\n")
+    teach = ["train", "--concept", str(examples / "cat.zip"), "--concept", str(examples / "rocket.zip")]
+    assert CliRunner().invoke(main, [*teach, "--store", store, "--config", str(config)]).exit_code == 0
+    out = tmp_path / "out"
+    asked = ["eval", "default", "--store", store, "--pictures", str(examples / "unseen"), "--out", str(out)]
+    result = CliRunner().invoke(main, [*asked, "--each", "1", "--steps", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    value = json.loads(result.stdout)
+    assert value["concepts"] == ["cat", "rocket"]
+    assert 0 <= value["dc"] <= 1
+    assert json.loads((out / "evaluation.json").read_text()) == value
+    with Image.open(out / "versions.png") as sheet:
+        assert sheet.size == (130, 130)

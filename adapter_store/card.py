@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 from cpserve.manifest import Manifest
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _SNIPPET = """\
 ```python
 from diffusers import StableDiffusionPipeline
 
-R = "."  # this folder
-pipe = StableDiffusionPipeline.from_pretrained({base!r}, safety_checker=None)
+R = "."  # this folder, or on the Hub the name of this repository
+pipe = StableDiffusionPipeline.from_pretrained({base}, safety_checker=None)
 pipe.load_lora_weights(R, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
-{embeddings}
-pipe("a photo of {token}").images[0]
+{embeddings}pipe("{prompt}").images[0]
 ```"""
 
 
 def render_card(manifest: Manifest, name: str) -> str:
     """Markdown with the Hub's front matter: triggers, a sample of every concept, the plain-diffusers snippet, scores."""
     concepts = manifest.concepts
-    newest = concepts[-1].token if concepts else ""
-    front = [
-        "---",
-        "library_name: diffusers",
-        f"base_model: {_quoted(manifest.base.id)}",
-        "base_model_relation: adapter",
-    ]
-    front += [f"instance_prompt: {_quoted(f'a photo of {newest}')}"]
-    front += ["tags: [text-to-image, lora, diffusers, 'template:sd-lora']", "widget:"]
-    for concept in concepts:
-        front += [
-            f"- text: {_quoted(f'a photo of {concept.token}')}",
-            f"  output: {{url: samples/{concept.name}-0.png}}",
-        ]
-    front += ["---", ""]
+    base = manifest.base.id
+    parts = [_front(manifest), f"# {name}", ""]
+    if concepts:
+        parts += [f"{len(concepts)} concepts, learned one after another on `{base}` by `{manifest.method}`.", ""]
+        parts += ["<Gallery />", "", "| concept | say | pictures learned from | |", "|---|---|---|---|"]
+        parts += [f"| {c.name} | `{c.token}` | {c.pictures} | ![{c.name}](samples/{c.name}-0.png) |" for c in concepts]
+    else:
+        touched = "keys and values of the cross-attention" if manifest.layers == "kv" else "other layers, too"
+        parts += [f"A LoRA for `{base}`, {manifest.method}: {touched}."]
     loads = [
-        f'pipe.load_textual_inversion(R, weight_name="embeddings/{c.name}.safetensors", use_safetensors=True)'
+        f'pipe.load_textual_inversion(R, weight_name="embeddings/{c.name}.safetensors", use_safetensors=True)\n'
         for c in concepts
     ]
-    snippet = _SNIPPET.format(base=manifest.base.id, embeddings="\n".join(loads), token=newest)
-    body = [
-        f"# {name}",
-        "",
-        f"{len(concepts)} concepts, learned one after another on `{manifest.base.id}` by `{manifest.method}`.",
-    ]
-    body += ["", "<Gallery />", "", "| concept | say | pictures learned from |", "|---|---|---|"]
-    body += [f"| {c.name} | `{c.token}` | {c.pictures} |" for c in concepts]
-    body += ["", "## Use it with diffusers", "", snippet, ""]
+    prompt = f"a photo of {concepts[-1].token}" if concepts else "a photo of a cat"
+    snippet = _SNIPPET.format(base=json.dumps(base), embeddings="".join(loads), prompt=prompt)
+    parts += ["", "## Use it with diffusers", "", snippet, ""]
     if manifest.metrics:
-        body += ["## Measured when it was learned", "", *(f"- {k}: {v}" for k, v in manifest.metrics.items()), ""]
-    return "\n".join([*front, *body])
+        parts += ["## Measured when it was learned", "", *(f"- {k}: {v}" for k, v in manifest.metrics.items()), ""]
+    return "\n".join(parts)
 
 
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _front(manifest: Manifest) -> str:
+    """The front matter that the Hub reads; JSON strings are YAML strings."""
+    lines = ["---", "library_name: diffusers"]
+    if _HUB_ID.fullmatch(manifest.base.id):  # it refuses a base that is none of its own
+        lines += [f"base_model: {json.dumps(manifest.base.id)}", "base_model_relation: adapter"]
+    lines += ["tags: [text-to-image, lora, diffusers, 'template:sd-lora']"]
+    if manifest.concepts:
+        lines += [f"instance_prompt: {json.dumps(f'a photo of {manifest.concepts[-1].token}')}", "widget:"]
+    for concept in manifest.concepts:
+        lines += [
+            f"- text: {json.dumps(f'a photo of {concept.token}')}",
+            f"  output: {{url: {json.dumps(f'samples/{concept.name}-0.png')}}}",
+        ]
+    return "\n".join([*lines, "---", ""])

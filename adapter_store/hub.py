@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationCopy
 
 from adapter_store.hub_client import HubClient
-from adapter_store.hub_publish import Draft, Head, marked, publish, version_at
+from adapter_store.hub_publish import Draft, Head, landed, marked, publish, version_at
 from adapter_store.layout import MANIFEST, check_paths
 from adapter_store.ref import LATEST, Ref, check_alias
 from adapter_store.tokens import Connection
@@ -64,7 +64,9 @@ class HubStore:
             return self._aliased(client, ref, ref.alias)
         newest = self.head(ref.name).version
         if newest is None:
-            raise RefError(f"{ref} holds no version", ref=str(ref), hint=f"store one: cpserve adapters push NAME {client}")
+            raise RefError(
+                f"{ref} holds no version", ref=str(ref), hint=f"store one: cpserve adapters push NAME {client}"
+            )
         tagged = client.refs().tags.get(f"v{newest.manifest.version}")
         client.locate("main")  # so that the cache knows it
         # Whoever edits the card in the browser makes a commit that is no version: the tag still knows the version's own.
@@ -169,35 +171,35 @@ class HubStore:
     def commit(self, repo: str, files: Mapping[str, bytes], draft: Manifest, *, expected_head: int | None) -> Version:
         """Store a new version after the head; `expected_head` None follows whatever the head is, also if it moves meanwhile.
 
+        A repository that does not exist is made, for its owner's eyes only.
+
         Raises:
             StoreError: the head is another, a path is refused, or the Hub refuses; nothing is stored.
         """
         check_paths(files)
+        self.client(repo).ensure(private=True)
 
         def build(now: Head) -> Draft:
             if expected_head not in {None, now.number}:
                 raise moved_on(f"hf://{repo}", now, f"what follows v{expected_head}")
-            manifest = completed(draft, local_name(repo), entries_of(files), _pin(now))
+            manifest = completed(draft, Ref(repo, hub=True).local_name, entries_of(files), _pin(now))
             return Draft(manifest.dump(), files, _names(manifest))
 
         return self._published(repo, build)
 
-    def append(self, repo: str, version: Version, paths: Mapping[str, Path], mine: str) -> Version:
-        """Store a version made elsewhere, byte by byte, after the one that it follows.
-
-        Args:
-            repo: where to.
-            version: the version.
-            paths: the files' contents, checked already.
-            mine: what the user calls it, for the sentence that somebody else was first.
+    def append(self, repo: str, version: Version, paths: Mapping[str, Path]) -> Version:
+        """Store a version from here, byte by byte, after the one that it follows; `paths` are its files, checked already.
 
         Raises:
             StoreError: the head is another, or the Hub refuses; nothing is stored.
         """
 
-        def build(now: Head) -> Draft:
+        def build(now: Head) -> Draft | Version:
             if _pin(now) != version.manifest.previous:
-                raise moved_on(f"hf://{repo}", now, mine)
+                there = landed(self.client(repo), {version.pin.manifest_sha256})  # of a push that was killed meanwhile
+                if there is None:
+                    raise moved_on(f"hf://{repo}", now, str(version), version.name)
+                return version_at(self.client(repo), there[0], str(version))
             return Draft(version.document, paths, _names(version.manifest))
 
         return self._published(repo, build)
@@ -224,7 +226,7 @@ class HubStore:
 
         return self._published(repo, build)
 
-    def _published(self, repo: str, build: Callable[[Head], Draft]) -> Version:
+    def _published(self, repo: str, build: Callable[[Head], Draft | Version]) -> Version:
         client = self.client(repo)
         made = publish(client, lambda: self.head(repo), build)
         self.tag(made)
@@ -246,19 +248,14 @@ class HubStore:
             ) from error
 
 
-def moved_on(hub: str, now: Head, mine: str) -> StoreError:
-    """The refusal of what does not follow the head."""
+def moved_on(hub: str, now: Head, mine: str, name: str = "NAME") -> StoreError:
+    """The refusal of what does not follow the head; `name` is what the user calls the adapter."""
+    theirs = f"its head is v{now.number} ({_names(now.version.manifest)})" if now.version else "it is empty"
     return StoreError(
-        f"{hub} has moved on: its head is v{now.number} ({_names(now.version.manifest) if now.version else 'empty'}), "
-        f"which {mine} does not follow; nothing of yours is lost",
-        hint=f"keep both: cpserve adapters push NAME {hub} --fork OTHER; or learn again on top of it: "
+        f"{hub} has moved on: {theirs}, which {mine} does not follow; nothing of yours is lost",
+        hint=f"keep both: cpserve adapters push {name} {hub} --fork OTHER; or learn again on top of it: "
         f"cpserve train --adapter {hub} --as OTHER",
     )
-
-
-def local_name(repo: str) -> str:
-    """What an adapter of that repository is called where nobody says otherwise."""
-    return repo.partition("/")[2].lower()[:64].lstrip("._-")
 
 
 def _pin(now: Head) -> Parent | None:

@@ -25,6 +25,7 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
 
 from adapter_store.hub_errors import RAISED, hub_errors, is_busy, retry_after, status
 from adapter_store.layout import MANIFEST
@@ -35,7 +36,13 @@ from cpserve.errors import StoreError
 Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 T = TypeVar("T")
 
-WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # between tries, each up to half as long again, so that two clients do not stay in step
+WAITS_S = (
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+)  # between tries, each up to half as long again, so that two clients do not stay in step
 LONGEST_S = 60.0  # of what the Hub asks to wait
 MANIFEST_BYTES = 4 << 20  # of the manifest, which is read before anything is known of the version
 BRANCH = "main"
@@ -136,7 +143,11 @@ class HubClient:
     def sizes(self, commit: str, paths: Sequence[str]) -> dict[str, tuple[int, str | None]]:
         """By path: size in bytes, and the sha256 where the Hub knows it; files that it does not have are left out."""
         found = self._ask(lambda: self._api.get_paths_info(self.repo, list(paths), revision=commit))
-        return {each.path: (each.size, each.lfs.sha256 if each.lfs else None) for each in found if hasattr(each, "size")}
+        return {
+            each.path: (each.size, each.lfs.sha256 if each.lfs else None)
+            for each in found
+            if isinstance(each, RepoFile)
+        }
 
     def commit(self, operations: Sequence[Operation], parent: str | None, title: str, message: str) -> str:
         """One commit on top of `parent`, once; the new commit. Errors come as the client raises them: it may have landed."""

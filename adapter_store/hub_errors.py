@@ -40,7 +40,9 @@ def _answers(*codes: int) -> Callable[[BaseException], bool]:
 
 ROWS = (
     Row(
-        lambda error: constants.HF_HUB_OFFLINE and isinstance(error, hf.OfflineModeIsEnabled | hf.LocalEntryNotFoundError),
+        lambda error: (
+            constants.HF_HUB_OFFLINE and isinstance(error, hf.OfflineModeIsEnabled | hf.LocalEntryNotFoundError)
+        ),
         "{ref} is not in the cache, and HF_HUB_OFFLINE forbids asking the Hub",
         "pull it once while online, or unset HF_HUB_OFFLINE",
     ),

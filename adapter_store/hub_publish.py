@@ -71,8 +71,10 @@ def marked(client: HubClient) -> dict[str, str]:
     return claims
 
 
-def publish(client: HubClient, head: Callable[[], Head], build: Callable[[Head], Draft]) -> Version:
+def publish(client: HubClient, head: Callable[[], Head], build: Callable[[Head], Draft | Version]) -> Version:
     """Commit what `build` makes of the head, building anew whenever the head has moved; the version as it landed.
+
+    `build` may answer with a version that has landed already.
 
     Raises:
         StoreError: `build` refused, the Hub refused, or it stayed busy; nothing is half stored.
@@ -82,6 +84,8 @@ def publish(client: HubClient, head: Callable[[], Head], build: Callable[[Head],
     for _ in range(OVERTAKEN):
         now = head()
         draft = build(now)
+        if isinstance(draft, Version):
+            return draft
         sent[sha256(draft.document)] = draft
         title, message = words(draft)
         try:

@@ -29,5 +29,6 @@ def check_limits(ref: str, entries: Iterable[FileEntry], root: Path) -> None:
     free = shutil.disk_usage(existing).free
     if sum(sizes) > free:
         raise StoreError(
-            f"{ref} needs {sum(sizes):,} bytes, and {free:,} are free", hint="free some space, then run the same command again"
+            f"{ref} needs {sum(sizes):,} bytes, and {free:,} are free",
+            hint="free some space, then run the same command again",
         )

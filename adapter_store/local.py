@@ -14,8 +14,8 @@ from pathlib import Path
 
 from adapter_store.atomic import disk_errors, locked, make_folder, staged, sweep, sync_folder
 from adapter_store.layout import MANIFEST, LocalLayout, check_paths, is_training_only
-from adapter_store.ref import check_alias
 from adapter_store.partial import Left
+from adapter_store.ref import check_alias
 from adapter_store.version import Version, check_previous, completed, damaged, entries_of, parse, sha256
 from cpserve.errors import RefError, StoreError
 from cpserve.manifest import NAME_PATTERN, FileEntry, Manifest, Parent

@@ -61,6 +61,11 @@ class Ref:
         return cls(name, at if separator else None, hub=text.startswith(_HUB))
 
     @property
+    def local_name(self) -> str:
+        """What it is called here where nobody says otherwise."""
+        return self.name.rpartition("/")[2].lower()[:64]
+
+    @property
     def version(self) -> int | None:
         """N of `vN`, 1 or more."""
         match = _VERSION.fullmatch(self.at or "")

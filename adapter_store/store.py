@@ -37,7 +37,9 @@ class Store:
     processes may use the same root at once.
     """
 
-    def __init__(self, root: Path | None = None, *, endpoint: str | None = None, token_file: Path | None = None) -> None:
+    def __init__(
+        self, root: Path | None = None, *, endpoint: str | None = None, token_file: Path | None = None
+    ) -> None:
         if root is None:
             home = os.environ.get("CPSERVE_HOME")
             root = Path(home) if home else Path.home() / ".local" / "share" / "cpserve"
@@ -184,12 +186,10 @@ class Store:
             StoreError: the name has other versions here, a limit is passed, or the Hub or the disk refuses.
         """
         from adapter_store import transfer
-        from adapter_store.hub import local_name
 
         ref = transfer.pullable(ref)
-        return transfer.pull(
-            self._local, self._hub, ref, check_name(name or local_name(ref.name)), for_training=for_training
-        )
+        name = check_name(name or ref.local_name)
+        return transfer.pull(self._local, self._hub, ref, name, for_training=for_training)
 
     def push(self, name: str, to: Ref | str, *, public: bool = False) -> Moved:
         """Commit to the Hub every version that it does not have; a new repository is private unless `public`.

@@ -86,7 +86,7 @@ def push(local: LocalStore, hub: HubStore, name: str, repo: str, *, private: boo
     if now.version and (now.number > len(versions) or versions[now.number - 1].pin != now.version.pin):
         if _is_behind(hub, repo, versions[-1]):
             return Moved(versions[-1], (), ())
-        raise moved_on(f"hf://{repo}", now, str(versions[-1]))
+        raise moved_on(f"hf://{repo}", now, str(versions[-1]), name)
     if now.version and f"v{now.number}" not in hub.client(repo).refs().tags:  # of a push that was killed
         hub.tag(hub.resolve(Ref(repo, f"v{now.number}", hub=True)))
     pushed: list[int] = []
@@ -94,7 +94,7 @@ def push(local: LocalStore, hub: HubStore, name: str, repo: str, *, private: boo
         for path in version.paths():
             version.read(path)  # so that nothing damaged is published
         paths = {entry.path: local.blob(entry.sha256) for entry in version.manifest.files}
-        hub.append(repo, version, paths, str(version))
+        hub.append(repo, version, paths)
         pushed.append(version.manifest.version)
     return Moved(versions[-1], tuple(pushed), ())
 

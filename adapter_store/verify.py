@@ -57,7 +57,11 @@ def _file_errors(store: LocalStore, version: Version) -> Iterator[IntegrityError
     absent: set[str] = set()
     try:
         left = store.left(version.name, version.manifest.version)
-        absent = {e.path for e in version.manifest.files if left and e.path in left.paths and not store.blob(e.sha256).is_file()}
+        absent = {
+            e.path
+            for e in version.manifest.files
+            if left and e.path in left.paths and not store.blob(e.sha256).is_file()
+        }
     except IntegrityError as error:
         yield error
     for path in version.paths():

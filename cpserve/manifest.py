@@ -6,15 +6,16 @@ Knows names, hashes and lineage. Does not know tensors (`adapter.py`) or where v
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from cpserve.errors import AdapterError, RefError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "cpserve.json"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
@@ -71,15 +72,17 @@ class Manifest(_Frozen):
     """An adapter version. The trainer fills what it knows; the store fills `name`, `version`, `created`, `previous`, `files`.
 
     `trained_from` is the version that learning went on from: a learned version holds everything learned before it, so
-    it can only follow that one. `previous` is the version before this one under the same name.
+    it can only follow that one. `previous` is the version before this one under the same name. `layers` says what it
+    touches: `kv`, the keys and values of the cross-attention, so that it lives in the bank; `other` is for `export --merge`.
     """
 
-    schema_version: Annotated[int, Field(ge=1, le=SCHEMA)] = SCHEMA
+    schema_version: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)] = SCHEMA
     name: Name = "default"
     version: Annotated[int, Field(ge=0)] = 0
     created: str = ""
     base: BaseEntry
     concepts: tuple[ConceptEntry, ...]
+    layers: Literal["kv", "other"] = "kv"
     method: str
     settings: Mapping[str, JsonValue] = {}
     metrics: Mapping[str, JsonValue] = {}
@@ -94,18 +97,19 @@ class Manifest(_Frozen):
 
     @property
     def sha256(self) -> str:
-        """The hash that lineage pins."""
+        """The hash that lineage pins, of a manifest that was written by this schema."""
         return hashlib.sha256(self.dump()).hexdigest()
 
     @classmethod
     def parse(cls, document: bytes) -> Manifest:
-        """Read untrusted bytes.
+        """Read untrusted bytes, of this schema or an older one.
 
         Raises:
             AdapterError: not JSON, a field is missing, unknown or out of range, or the schema is newer than this program.
         """
         try:
-            return cls.model_validate_json(document)
+            written = _Header.model_validate_json(document).schema_version
+            return cls.model_validate_json(document if written >= SCHEMA else _migrated(document, written))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
@@ -113,6 +117,28 @@ class Manifest(_Frozen):
                 f"{FILE_NAME} cannot be read: {where}: {first['msg']}",
                 hint="check that the file comes from cpserve, or upgrade cpserve if it was written by a newer one",
             ) from None
+
+
+class _Header(BaseModel):
+    """What every schema has in common."""
+
+    schema_version: Annotated[int, Field(ge=1)] = 1
+
+
+def layers_were_kv_only(old: dict[str, Any]) -> dict[str, Any]:
+    """1 -> 2: there was nothing but adapters of K and V."""
+    return old | {"layers": "kv"}
+
+
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: layers_were_kv_only}
+"""By schema, what makes a document of it one of the next. Stored bytes never change: documents migrate as they are read."""
+
+
+def _migrated(document: bytes, written: int) -> str:
+    read = json.loads(document)  # it is JSON: `written` was read from it
+    for schema in range(written, SCHEMA):
+        read = MIGRATIONS[schema](read) | {"schema_version": schema + 1}
+    return json.dumps(read)
 
 
 def check_name(name: str) -> str:

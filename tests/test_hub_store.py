@@ -1,5 +1,7 @@
 """Laws of the store on the Hub, through the real client and over real git: the same versions there as here, byte by byte."""
 
+# ruff: noqa: F811, ARG001 - fixtures are named by arguments
+
 from __future__ import annotations
 
 import shutil
@@ -12,7 +14,7 @@ from huggingface_hub import constants
 from adapter_store import Store
 from cpserve.errors import IntegrityError, RefError, StoreError
 from tests.hubserver import HubServer
-from tests.hubserver.client import hub  # noqa: F401 - a fixture
+from tests.hubserver.client import hub  # noqa: F401
 from tests.hubserver.content import files_of, learn
 from tests.hubserver.repo import ENVIRONMENT
 
@@ -20,7 +22,7 @@ PETS = "hf://me/pets"
 
 
 @pytest.fixture
-def mine(tmp_path: Path, hub: HubServer) -> Store:  # noqa: F811, ARG001
+def mine(tmp_path: Path, hub: HubServer) -> Store:
     """A store with three versions of `pets`, pushed."""
     store = Store(tmp_path / "mine")
     learn(store, count=3)
@@ -38,7 +40,7 @@ def content(version):
     return {path: version.read(path) for path in version.paths()}
 
 
-def test_a_push_is_one_commit_a_version_that_git_itself_shows(mine, hub, tmp_path):  # noqa: F811
+def test_a_push_is_one_commit_a_version_that_git_itself_shows(mine, hub, tmp_path):
     """A clone by git is whole, shows a commit and a tag for each version, and holds its manifest byte by byte."""
     bare = hub.repos["me/pets"].folder
     subprocess.run(["git", "fsck", "--strict"], cwd=bare, check=True, capture_output=True, env=ENVIRONMENT)
@@ -79,7 +81,7 @@ def test_what_is_pulled_is_what_was_pushed(mine, other):
     assert other.verify() == []
 
 
-def test_serving_leaves_what_only_training_needs_on_the_hub(mine, other, hub):  # noqa: F811
+def test_serving_leaves_what_only_training_needs_on_the_hub(mine, other, hub):
     """A pull fetches no training file unless asked, says how to get it, and fetches only that afterwards."""
     other.pull(PETS)
     assert not any("training" in path or files_of(3)["training/fisher.safetensors"] == path for path in hub.downloads())
@@ -97,7 +99,7 @@ def test_serving_leaves_what_only_training_needs_on_the_hub(mine, other, hub):  
     assert content(other.version("pets")) == files_of(3)
 
 
-def test_a_pull_of_what_is_here_downloads_nothing(mine, other, hub):  # noqa: F811
+def test_a_pull_of_what_is_here_downloads_nothing(mine, other, hub):
     """The second pull, and a push of what is there, transfer not one file."""
     other.pull(PETS)
     downloads, uploads = len(hub.downloads()), len(hub.uploaded)
@@ -123,7 +125,7 @@ def test_a_pinned_version_works_offline(mine, other, monkeypatch):
         gone.version("hf://me/nothing@v1")
 
 
-def test_a_rollback_uploads_nothing(mine, hub):  # noqa: F811
+def test_a_rollback_uploads_nothing(mine, hub):
     """An older version becomes the head as a new commit; no file of it travels, and history keeps all."""
     uploads, requests = len(hub.uploaded), len(hub.asked)
     version = mine.rollback(f"{PETS}@v1")
@@ -138,7 +140,7 @@ def test_a_rollback_uploads_nothing(mine, hub):  # noqa: F811
     assert mine.pull(PETS).versions == (4,)
 
 
-def test_aliases_are_tags_that_move(mine, hub):  # noqa: F811
+def test_aliases_are_tags_that_move(mine, hub):
     """An alias is set, moved and read on the Hub; a version or a commit cannot be one."""
     mine.set_alias(PETS, "prod", 1)
     mine.set_alias(PETS, "prod", 3)
@@ -156,7 +158,7 @@ def test_aliases_are_tags_that_move(mine, hub):  # noqa: F811
     assert caught.value.hint == f"the newest is {PETS}@v3"
 
 
-def test_tags_are_only_an_index(mine, other, hub):  # noqa: F811
+def test_tags_are_only_an_index(mine, other, hub):
     """Lost or moved tags are found by verify, never believed, and set right by repair; the log does without them."""
     repo = hub.repos["me/pets"]
     right = repo.refs("tags")
@@ -175,11 +177,13 @@ def test_tags_are_only_an_index(mine, other, hub):  # noqa: F811
         mine.repair("pets")
 
 
-def test_a_forged_version_is_not_believed(mine, other, hub):  # noqa: F811
+def test_a_forged_version_is_not_believed(mine, other, hub):
     """A tag moved to a well-formed commit of the same number is found out by the version that follows it."""
     store = Store(other.root / "forger")
     learn(store)
-    forged = store.commit("pets", {**files_of(2), "README.md": b"evil"}, mine.version("pets@v2").manifest, expected_head=1)
+    forged = store.commit(
+        "pets", {**files_of(2), "README.md": b"evil"}, mine.version("pets@v2").manifest, expected_head=1
+    )
     repo = hub.repos["me/pets"]
     side = repo.commit(None, [("cpserve.json", forged.document)], "v2: dog, cat", branch="side")
     repo.tag("v2", side)
@@ -190,7 +194,7 @@ def test_a_forged_version_is_not_believed(mine, other, hub):  # noqa: F811
     assert other.verify(PETS) == []
 
 
-def test_an_edited_card_is_no_version(mine, other, hub):  # noqa: F811
+def test_an_edited_card_is_no_version(mine, other, hub):
     """Somebody's edit in the browser moves the branch, not the version; the next push goes on top of it."""
     repo = hub.repos["me/pets"]
     repo.commit(None, [("README.md", b"# edited\n"), ("LICENSE", b"mit")], "Update README.md")
@@ -202,7 +206,7 @@ def test_an_edited_card_is_no_version(mine, other, hub):  # noqa: F811
     assert repo.resolve("main") == repo.resolve("v4")
 
 
-def test_damage_on_the_hub_is_named(mine, other, hub):  # noqa: F811
+def test_damage_on_the_hub_is_named(mine, other, hub):
     """A changed byte in a large or a small file is found by verify, named, and never used."""
     digest = mine.version("pets@v3").manifest.files[-1].sha256
     weights = next(e for e in mine.version("pets@v3").manifest.files if e.path.startswith("pytorch"))
@@ -216,7 +220,7 @@ def test_damage_on_the_hub_is_named(mine, other, hub):  # noqa: F811
     assert other.names() == []
 
 
-def test_the_same_versions_can_be_pushed_elsewhere(mine, hub):  # noqa: F811
+def test_the_same_versions_can_be_pushed_elsewhere(mine, hub):
     """A fork is a push to another name; a new repository is private unless it is said to be public."""
     mine.push("pets", "hf://me/pets-2", public=True)
     assert not hub.repos["me/pets-2"].private
@@ -224,7 +228,7 @@ def test_the_same_versions_can_be_pushed_elsewhere(mine, hub):  # noqa: F811
     assert mine.version("hf://me/pets-2@v2").document == mine.version(f"{PETS}@v2").document
 
 
-def test_two_learners_from_one_head(mine, other, hub):  # noqa: F811
+def test_two_learners_from_one_head(mine, other, hub):
     """One wins; the other is told how to go on, keeps the version here, and loses nothing."""
     other.pull(PETS, for_training=True)
     learn(mine)
@@ -243,7 +247,7 @@ def test_two_learners_from_one_head(mine, other, hub):  # noqa: F811
     assert other.pull(PETS, "theirs").versions == (1, 2, 3, 4)
 
 
-def test_a_push_from_behind_changes_nothing(mine, other, hub):  # noqa: F811
+def test_a_push_from_behind_changes_nothing(mine, other, hub):
     """Whoever has only older versions of the same line has nothing to push."""
     other.pull(f"{PETS}@v2", for_training=True)
     before = hub.repos["me/pets"].resolve("main")
@@ -251,7 +255,7 @@ def test_a_push_from_behind_changes_nothing(mine, other, hub):  # noqa: F811
     assert hub.repos["me/pets"].resolve("main") == before
 
 
-def test_only_whole_versions_are_pushed(other, hub, tmp_path):  # noqa: F811
+def test_only_whole_versions_are_pushed(other, hub, tmp_path):
     """A damaged file stops its version, names itself, and what was whole before it is there."""
     learn(other, count=2)
     entry = next(e for e in other.version("pets@v2").manifest.files if e.path == "README.md")
@@ -264,9 +268,8 @@ def test_only_whole_versions_are_pushed(other, hub, tmp_path):  # noqa: F811
     assert Store(tmp_path / "third").pull(PETS).versions == (1,)
 
 
-def test_a_commit_goes_straight_to_the_hub(other, hub):  # noqa: F811
+def test_a_commit_goes_straight_to_the_hub(other, hub):
     """Imports need no local store: `commit` speaks to the Hub as it does here, with the head compared."""
-    other._hub.client("me/pets").ensure(private=True)
     first = other.commit(PETS, files_of(1), learn(other).manifest, expected_head=0)
     assert str(first) == f"{PETS}@v1"
     with pytest.raises(StoreError, match="moved on"):
@@ -276,7 +279,7 @@ def test_a_commit_goes_straight_to_the_hub(other, hub):  # noqa: F811
     assert other.verify(PETS) == []
 
 
-def test_tokens_stay_with_the_hub(mine, other, hub):  # noqa: F811
+def test_tokens_stay_with_the_hub(mine, other, hub):
     """Large files come from another host, and no token travels there."""
     other.pull(PETS)
     elsewhere = [asked for asked in hub.asked if asked.host == "localhost"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapter_store.store import Store
-from cpserve.errors import CpserveError
-from cpserve.manifest import BaseEntry, ConceptEntry, FileEntry, Fingerprint, Manifest, Parent
+from cpserve.errors import AdapterError, CpserveError
+from cpserve.manifest import MIGRATIONS, SCHEMA, BaseEntry, ConceptEntry, FileEntry, Fingerprint, Manifest, Parent
 
 LAW = settings(max_examples=200, derandomize=True, deadline=None)
 
@@ -40,6 +41,7 @@ manifests = st.builds(
         ),
         max_size=2,
     ).map(tuple),
+    layers=st.sampled_from(["kv", "other"]),
     method=text,
     settings=st.dictionaries(text, json, max_size=3),
     metrics=st.dictionaries(text, json, max_size=3),
@@ -87,3 +89,45 @@ def test_the_store_changes_only_what_is_its_own_in_any_draft(tmp_path_factory, m
     assert stored.model_dump(exclude=own) == manifest.model_dump(exclude=own)
     assert [c.since for c in stored.concepts] == [c.since or 1 for c in manifest.concepts]
     assert store.verify() == []
+
+
+WRITTEN_BY_SCHEMA_1 = b"""{
+ "schema_version": 1, "name": "pets", "version": 1, "created": "2026-11-24T10:00:00Z",
+ "base": {"id": "builtin:emoji64", "fingerprint": {"architecture": "%(zeros)s", "weights": "%(zeros)s"}, "commit": null},
+ "concepts": [{"name": "dog", "token": "<dog>", "class_word": null, "templates": ["a {}"], "since": 1, "pictures": 6}],
+ "method": "ewc-dc", "settings": {"steps": 400}, "metrics": {}, "libraries": {}, "previous": null, "trained_from": null,
+ "files": [{"path": "README.md", "size": 1, "sha256": "%(zeros)s"}]
+}""" % {b"zeros": b"0" * 64}
+
+
+def test_an_old_document_reads_as_a_manifest_of_today():
+    """A document that an older program wrote is migrated while it is read; one of a newer schema is refused in words."""
+    manifest = Manifest.parse(WRITTEN_BY_SCHEMA_1)
+    assert manifest.schema_version == SCHEMA
+    assert manifest.layers == "kv"
+    assert manifest.concepts[0].templates == ("a {}",)
+    assert Manifest.parse(manifest.dump()) == manifest
+    newer = manifest.dump().replace(b'"schema_version": %d' % SCHEMA, b'"schema_version": %d' % (SCHEMA + 1))
+    with pytest.raises(AdapterError, match="schema_version") as caught:
+        Manifest.parse(newer)
+    assert "upgrade" in caught.value.hint
+
+
+def test_every_old_schema_has_its_migration():
+    """From each schema there is a named step to the next."""
+    assert list(MIGRATIONS) == list(range(1, SCHEMA))
+
+
+@LAW
+@given(place=st.integers(0), value=st.integers(0, 255), cut=st.integers(0))
+def test_a_damaged_old_document_raises_nothing_but_our_own_errors(place, value, cut):
+    """Migrating runs over untrusted bytes, too."""
+    document = bytearray(WRITTEN_BY_SCHEMA_1)
+    document[place % len(document)] = value
+    try:
+        Manifest.parse(bytes(document[: len(document) - cut % 3]))
+    except CpserveError as error:
+        hint = error.hint
+    else:
+        hint = "none is needed"
+    assert hint

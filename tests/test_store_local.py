@@ -337,7 +337,7 @@ def test_a_version_that_follows_none_or_is_newer_than_this_program_is_named(pets
     assert "does not follow" in pets.verify()[0].what
     with pytest.raises(IntegrityError, match="does not follow"):
         pets.log("pets")
-    plant(tmp_path / "home", 3, good.document.replace(b'"schema_version": 1', b'"schema_version": 2'))
+    plant(tmp_path / "home", 3, good.document.replace(b'"schema_version": 2', b'"schema_version": 3'))
     with pytest.raises(IntegrityError, match="schema_version") as caught:
         pets.version("pets")
     assert "upgrade" in caught.value.hint

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.hubserver.faults import Faults, pieces
-from tests.hubserver.protocol import Refused, Routes
+from tests.hubserver.protocol import RefusedError, Routes
 from tests.hubserver.repo import HubRepo
 
 OWNER_TOKEN = "hf_owner"  # may write what is `me`'s
@@ -44,7 +44,7 @@ class HubServer:
     uploaded: list[str] = field(default_factory=list)  # sha256 of every large file that came in
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __enter__(self) -> HubServer:
+    def __enter__(self) -> Self:
         handler = type("BoundHandler", (Handler,), {"hub": self})
         self._http = Server(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -92,7 +92,7 @@ class Handler(Routes, BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - http.server's names
 
     def _serve(self) -> None:
         body = self._body()
@@ -102,17 +102,19 @@ class Handler(Routes, BaseHTTPRequestHandler):
         if self.fault and self.fault.first:
             self.fault.first()
         try:
-            if self.fault and self.fault.status and not self.fault.after:
-                raise Refused(self.fault.status, message="injected")
+            self._spoil(after=False)
             status, answer, headers = self.route(body)
-            if self.fault and self.fault.status:
-                raise Refused(self.fault.status, message="injected")
+            self._spoil(after=True)
             self._answer(status, answer, headers)
-        except Refused as no:
+        except RefusedError as no:
             headers = {"X-Error-Code": no.code, "X-Error-Message": no.message, "X-Request-Id": secrets.token_hex(4)}
             headers |= dict(self.fault.headers) if self.fault else {}
             body_out = no.body if no.body is not None else {"error": no.message or "refused"}
             self._answer(no.status, body_out, {k: v for k, v in headers.items() if v})
+
+    def _spoil(self, *, after: bool) -> None:
+        if self.fault and self.fault.status and self.fault.after == after:
+            raise RefusedError(self.fault.status, message="injected")
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":

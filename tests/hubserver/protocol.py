@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.hubserver.app import HubServer
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An answer that is an error; `code` goes into X-Error-Code."""
 
     def __init__(self, status: int, code: str = "", message: str = "", body: Any = None) -> None:
@@ -41,12 +41,12 @@ class Routes:
             return 200, self.hub.repos[f"{parts[0]}/{parts[1]}"].large(parts[3]).read_bytes(), {}
         if len(parts) > 4 and parts[2] == "resolve":
             return self._resolve(f"{parts[0]}/{parts[1]}", parts[3], "/".join(parts[4:]))
-        raise Refused(404, message="no such page")
+        raise RefusedError(404, message="no such page")
 
     def _api(self, parts: list[str], body: bytes, query: dict[str, list[str]]) -> Any:
         if parts == ["whoami-v2"]:
             if not self.user:
-                raise Refused(401, message="Invalid username or password.")
+                raise RefusedError(401, message="Invalid username or password.")
             role = {"type": "access_token", "accessToken": {"role": "write"}}
             return {"type": "user", "name": self.user, "orgs": [], "auth": role}
         if parts == ["validate-yaml"]:
@@ -54,25 +54,25 @@ class Routes:
         if parts == ["repos", "create"]:
             return self._create(json.loads(body))
         if parts[0] != "models" or len(parts) < 3:
-            raise Refused(404, message="no such page")
+            raise RefusedError(404, message="no such page")
         verb = parts[3] if len(parts) > 3 else "revision"
         write = verb in {"commit", "tag", "branch", "preupload"}
         repo = self._repo(f"{parts[1]}/{parts[2]}", write=write)
         answer = getattr(self, f"_api_{verb.replace('-', '_')}", None)
         if answer is None:
-            raise Refused(404, message="no such page")
+            raise RefusedError(404, message="no such page")
         return answer(repo, parts[4:], body, query)
 
     def _create(self, asked: dict[str, Any]) -> dict[str, Any]:
         user = self.user
         owner = asked.get("organization") or user
         if user is None or owner != user:
-            raise Refused(403 if user else 401, message="You don't have the rights to create a model here")
+            raise RefusedError(403 if user else 401, message="You don't have the rights to create a model here")
         name = f"{owner}/{asked['name']}"
         told = {"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name}
         with self.hub.lock:
             if name in self.hub.repos:
-                raise Refused(409, body={"error": "You already created this model repo", **told})
+                raise RefusedError(409, body={"error": "You already created this model repo", **told})
             private = asked.get("visibility") == "private" or asked.get("private") is True
             self.hub.create(name, owner, private=private)
         return told
@@ -80,14 +80,22 @@ class Routes:
     def _commit_of(self, repo: HubRepo, revision: str) -> str:
         commit = repo.resolve(revision)
         if commit is None:
-            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
     def _api_revision(self, repo: HubRepo, rest: list[str], *_: Any) -> Any:
         commit = self._commit_of(repo, rest[0] if rest else "main")
         files = [{"rfilename": item.path} for item in repo.tree(commit) if item.kind == "file"]
         facts = {"private": repo.private, "gated": "manual" if repo.gated else False, "disabled": False}
-        return {"_id": "0", "id": repo.name, "modelId": repo.name, "sha": commit, "siblings": files, "tags": [], **facts}
+        return {
+            "_id": "0",
+            "id": repo.name,
+            "modelId": repo.name,
+            "sha": commit,
+            "siblings": files,
+            "tags": [],
+            **facts,
+        }
 
     def _api_tree(self, repo: HubRepo, rest: list[str], *_: Any) -> Any:
         below = "/".join(rest[1:])
@@ -116,12 +124,12 @@ class Routes:
         with repo.lock:
             if self.command == "DELETE":
                 if rest[0] not in repo.refs("tags"):
-                    raise Refused(404, "RevisionNotFound", "no such tag")
+                    raise RefusedError(404, "RevisionNotFound", "no such tag")
                 repo.untag(rest[0])
                 return {}
             name = json.loads(body)["tag"]
             if name in repo.refs("tags"):
-                raise Refused(409, message=f"Tag {name} exists already")
+                raise RefusedError(409, message=f"Tag {name} exists already")
             repo.tag(name, self._commit_of(repo, rest[0]))
         return {}
 
@@ -142,7 +150,7 @@ class Routes:
         try:
             made = repo.commit(header.get("parentCommit"), ops, header["summary"], header["description"], rest[0])
         except ParentMovedError:
-            raise Refused(412, message="The branch has moved") from None
+            raise RefusedError(412, message="The branch has moved") from None
         url = f"{self.hub.endpoint}/{repo.name}/commit/{made}"
         return {"success": True, "commitOid": made, "commitUrl": url, "hookOutput": ""}
 
@@ -152,7 +160,7 @@ class Routes:
             return [(path, base64.b64decode(value["content"]))]
         if key == "lfsFile":
             if not repo.large(value["oid"]).exists():
-                raise Refused(400, message="a large file was never uploaded")
+                raise RefusedError(400, message="a large file was never uploaded")
             return [(path, pointer(value["oid"], repo.large(value["oid"]).stat().st_size))]
         assert key in {"deletedFile", "deletedFolder"}, key
         return [(path.rstrip("/"), None)]
@@ -161,7 +169,7 @@ class Routes:
         repo = self.hub.repos[name] if rest[0] == "upload" else self._repo(name, write=True)
         if rest[0] == "upload":
             if not repo.keep_large(rest[1], body):
-                raise Refused(400, message="the bytes are not those that were announced")
+                raise RefusedError(400, message="the bytes are not those that were announced")
             self.hub.uploaded.append(rest[1])
             return {}
         if rest[-1] == "verify":
@@ -170,18 +178,21 @@ class Routes:
         base = f"{self.hub.endpoint}/{name}.git"
         for each in objects:
             if not repo.large(each["oid"]).exists():
-                each["actions"] = {"upload": {"href": f"{base}/upload/{each['oid']}"}, "verify": {"href": f"{base}/verify"}}
+                each["actions"] = {
+                    "upload": {"href": f"{base}/upload/{each['oid']}"},
+                    "verify": {"href": f"{base}/verify"},
+                }
         return {"transfer": "basic", "objects": objects}
 
     def _resolve(self, name: str, revision: str, path: str) -> tuple[int, Any, dict[str, str]]:
         repo = self._repo(name)
         if repo.gated and self.user != repo.owner:
-            raise Refused(403, "GatedRepo", f"Access to model {name} is restricted")
+            raise RefusedError(403, "GatedRepo", f"Access to model {name} is restricted")
         commit = self._commit_of(repo, revision)
         item = next((item for item in repo.tree(commit) if item.path == path and item.kind == "file"), None)
         headers = {"X-Repo-Commit": commit}
         if item is None:
-            raise Refused(404, "EntryNotFound", "Entry not found")
+            raise RefusedError(404, "EntryNotFound", "Entry not found")
         if item.lfs:
             sha256, size = item.lfs
             elsewhere = f"{self.hub.endpoint.replace('127.0.0.1', 'localhost')}/{name}/large/{sha256}"
@@ -196,15 +207,15 @@ class Routes:
             return None
         user = self.hub.tokens.get(header.removeprefix("Bearer "))
         if user is None:
-            raise Refused(401, message="Invalid credentials in Authorization header")
+            raise RefusedError(401, message="Invalid credentials in Authorization header")
         return user
 
     def _repo(self, name: str, *, write: bool = False) -> HubRepo:
         repo, user = self.hub.repos.get(name), self.user
         if repo is None or (repo.private and user != repo.owner):
-            raise Refused(404 if user else 401, "RepoNotFound", "Repository not found")
+            raise RefusedError(404 if user else 401, "RepoNotFound", "Repository not found")
         if write and user != repo.owner:
-            raise Refused(403, message="You don't have the rights to write here")
+            raise RefusedError(403, message="You don't have the rights to write here")
         return repo
 
 

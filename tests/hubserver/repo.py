@@ -75,7 +75,9 @@ class HubRepo:
 
     def refs(self, kind: str) -> dict[str, str]:
         folder = self.folder / "refs" / kind
-        return {path.name: path.read_text().strip() for path in sorted(folder.iterdir()) if not path.name.endswith(".lock")}
+        return {
+            path.name: path.read_text().strip() for path in sorted(folder.iterdir()) if not path.name.endswith(".lock")
+        }
 
     def tree(self, commit: str) -> list[Item]:
         if commit not in self._trees:
@@ -84,7 +86,7 @@ class HubRepo:
         return self._trees[commit]
 
     def _item(self, line: str) -> Item:
-        (_, kind, oid, size), path = line.split("\t")[0].split(), line.split("\t")[1]
+        (_, kind, oid, size), path = line.split("\t", maxsplit=1)[0].split(), line.split("\t")[1]
         if kind == "tree":
             return Item(path, "directory", oid, 0)
         match = POINTER.fullmatch(self.blob(oid)) if int(size) < 200 else None
@@ -114,7 +116,12 @@ class HubRepo:
         return [(commit, date, title, message.strip()) for commit, date, title, message in entries]
 
     def commit(
-        self, parent: str | None, ops: list[tuple[str, bytes | None]], title: str, message: str = "", branch: str = "main"
+        self,
+        parent: str | None,
+        ops: list[tuple[str, bytes | None]],
+        title: str,
+        message: str = "",
+        branch: str = "main",
     ) -> str:
         """Put a commit on the branch; `parent` is where it has to be, None wherever it is."""
         with self.lock:

@@ -19,6 +19,7 @@ from cpserve.adapter import Adapter
 from cpserve.base import BaseSpec
 
 BANK_BYTES = 1 << 30  # a prompt of Stable Diffusion 1.5 takes 7.3 MiB
+TEXTS = 256  # text states kept; one of Stable Diffusion 1.5 takes 0.2 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class Prompt:
 
     @property
     def key(self) -> tuple[str, str, float]:
+        """What its K,V depend on."""
         return (self.adapter.content_hash if self.adapter else "", self.text, self.scale if self.adapter else 0.0)
 
 
@@ -61,6 +63,7 @@ class PromptBank:
     spec: BaseSpec
     encode_text: Callable[[Tensor, Tensor], Tensor]
     _rows: OrderedDict[tuple[str, str, float], Tensor] = field(default_factory=OrderedDict)
+    _texts: OrderedDict[tuple[bytes, str], Tensor] = field(default_factory=OrderedDict)
 
     @torch.no_grad()
     def packed(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
@@ -70,24 +73,47 @@ class PromptBank:
             AdapterError: an adapter touches more than K,V or does not fit the base.
         """
         distinct = {p.key: p for p in prompts}
-        for key, prompt in distinct.items():
-            if key not in self._rows:
-                self._rows[key] = self._compute(prompt)
-            self._rows.move_to_end(key)
-        bank = torch.stack([self._rows[key] for key in distinct])
-        while len(self._rows) * bank[0].nbytes > BANK_BYTES:
-            self._rows.popitem(last=False)
+        bank = torch.stack([self.row(prompt) for prompt in distinct.values()])
         number = {key: i for i, key in enumerate(distinct)}
         return bank, torch.tensor([number[p.key] for p in prompts])
 
+    @torch.no_grad()
+    def row(self, prompt: Prompt) -> Tensor:
+        """One prompt's packed K,V `[S,W]` float32; not to be written to.
+
+        Raises:
+            AdapterError: the adapter touches more than K,V or does not fit the base.
+        """
+        if prompt.key not in self._rows:
+            self._rows[prompt.key] = self._compute(prompt)
+        self._rows.move_to_end(prompt.key)
+        row = self._rows[prompt.key]
+        while len(self._rows) * row.nbytes > BANK_BYTES:
+            self._rows.popitem(last=False)
+        return row
+
+    def clear(self) -> None:
+        """Forget every prompt."""
+        self._rows.clear()
+        self._texts.clear()
+
     def _compute(self, prompt: Prompt) -> Tensor:
         adapter = prompt.adapter
-        sites = self.spec.sites
         if adapter is not None:
-            sites.check(adapter.lora)
-        width = sites.weight.shape[1]
+            self.spec.sites.check(adapter.lora)
+        lora = {k: t.float() for k, t in adapter.lora.items()} if adapter else None
+        return self.spec.sites.project(self._states(prompt), lora, prompt.scale)[0]
+
+    def _states(self, prompt: Prompt) -> Tensor:
+        """Text states `[1,S,d]`, read once for all adapters whose learned tokens are not in the text: the empty prompt's are."""
+        adapter, width = prompt.adapter, self.spec.sites.weight.shape[1]
         extra = adapter.extra_rows(width) if adapter else torch.zeros(0, width)
         ids = tokenize(self.spec.tokenizer, [prompt.text], adapter.tokens if adapter else ())
-        e = self.encode_text(ids, extra).float().cpu()
-        lora = {k: t.float() for k, t in adapter.lora.items()} if adapter else None
-        return sites.project(e, lora, prompt.scale)[0]
+        learned = adapter is not None and int(ids.max()) >= len(self.spec.tokenizer)
+        key = (ids.numpy().tobytes(), adapter.content_hash if adapter and learned else "")
+        if key not in self._texts:
+            self._texts[key] = self.encode_text(ids, extra).float().cpu()
+        self._texts.move_to_end(key)
+        if len(self._texts) > TEXTS:
+            self._texts.popitem(last=False)
+        return self._texts[key]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cpserve.errors import BaseModelError
@@ -53,8 +54,13 @@ class Schedule:
         return len(self.abar)
 
     def _coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`sqrt(abar)` and `sqrt(1 - abar)` of each row, `[B,1,1,1]`."""
-        a = self.abar.to(t.device)[t.long()].view(-1, 1, 1, 1)
+        """`sqrt(abar)` and `sqrt(1 - abar)` of each row, `[B,1,1,1]`; between timesteps as diffusers' Euler sampler has them."""
+        abar, low = self.abar.to(t.device), t.long()
+        a = abar[low]
+        if t.is_floating_point() and (part := t - low).any():
+            near, far = (((1 - x) / x).sqrt() for x in (a, abar[(low + 1).clamp(max=len(abar) - 1)]))
+            a = 1 / (torch.lerp(near, far, part) ** 2 + 1)
+        a = a.view(-1, 1, 1, 1)
         return a.sqrt(), (1 - a).sqrt()
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -248,7 +248,7 @@ def test_a_refusal_is_a_sentence_and_a_hint(case: str, home: Path, folders: dict
         "train --concept {home}/dog.zip --steps 0",
         "generate",
         "generate a b c --adapter x --adapter y",
-        "generate a --sampler euler",
+        "generate a --sampler heun",
         "generate a --bundle b --base c",
         "generate a --bundle b --engine eager",
         "classify a.png",

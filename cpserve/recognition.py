@@ -1,4 +1,8 @@
-"""Which learned concept a picture shows, or none, from nothing but the generator."""
+"""Which learned concept a picture shows, or none, from nothing but the generator.
+
+All pictures go through the same draws (t, eps), a pair of them a look; after each look a picture's labels that are ruled out
+(`elimination.py`) drop out, and rows of many pictures share a UNet call. So an answer does not depend on its neighbours.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +15,27 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cpserve.adapter import Adapter
+from cpserve.elimination import Race, ruled_out
 from cpserve.engine import Engine
 from cpserve.errors import AdapterError
 from cpserve.prompts import Prompt
-from cpserve.score import Draw, draws, errors, log_scores, temperature
+from cpserve.score import Draw, draws, row_errors
 
 NONE = "none of these"
 GENERIC_PROMPT = "a photo"
 ROWS = 64  # of one UNet call
+SHARPNESS = 1.0  # of probabilities: odds fall by e for each standard error that a label is behind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judging:
-    """How to judge: `draws` of (t, noise) a picture, timesteps from `low` to `high` as shares of the schedule's length; `none`:
-    whether "none of these" may be the answer.
+    """How to judge: at most `draws` of (t, noise) a picture and label, an even number; labels go as soon as they are ruled out at
+    the `error` rate (0: never). Timesteps from `low` to `high` as shares of the schedule's length. `none`: whether "none of
+    these" may be the answer.
     """
 
     draws: int = 16
+    error: float = 0.01
     low: float = 0.1
     high: float = 0.7
     seed: int = 0
@@ -75,26 +83,52 @@ def classify(
     bank, slots = engine.bank.packed([Prompt(text, adapter) for text in texts])
     pixels = np.stack([np.asarray(square(i, spec.pixels), dtype=np.float32) for i in images])
     latents = engine.encode_pictures(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1)
-    length = spec.schedule.steps
-    plan = draws(judging.seed, judging.draws, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
+    length, looks = spec.schedule.steps, max(1, judging.draws // 2)
+    plan = draws(judging.seed, looks, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
     labels = [*(c.name for c in concepts), *[NONE] * judging.none]
-    answers = []
-    for number, x0 in enumerate(latents):
-        answers.append(_answer(engine, x0[None], bank, slots, plan, labels))
+    active = np.ones((len(latents), len(labels)), bool)
+    seen = np.full((looks, *active.shape), np.nan)
+    for look in range(looks):
+        going = active & (active.sum(1, keepdims=True) > 1) if look else active
+        if not going.any():
+            break
+        pair = Draw(plan.t[2 * look : 2 * look + 2], plan.noise[2 * look : 2 * look + 2])
+        seen[look][going] = _pair_errors(engine, bank, slots, latents, going, pair)
+        for picture in np.flatnonzero(going.any(1)):
+            race = Race(seen[: look + 1, picture])
+            active[picture] = race.active & ~ruled_out(race, judging.error, looks) if judging.error else race.active
         if progress:
-            progress(number + 1, len(latents))
-    return answers
+            done = (active.sum(1) == 1).sum() if look + 1 < looks else len(latents)
+            progress(int(done), len(latents))
+    return [_answer(seen[:, picture], labels) for picture in range(len(latents))]
 
 
-def _answer(engine: Engine, x0: Tensor, bank: Tensor, slots: Tensor, draw: Draw, labels: list[str]) -> Answer:
+def _pair_errors(
+    engine: Engine, bank: Tensor, slots: Tensor, latents: Tensor, going: np.ndarray, pair: Draw
+) -> np.ndarray:
+    """The mean error of both draws for every (picture, label) in `going [pictures,labels]`, in the order of its true cells."""
+
     def denoise(z: Tensor, t: Tensor, slot: Tensor) -> Tensor:
         return engine.denoise(z, t, bank, slot)
 
-    at_once = max(1, ROWS // len(labels))
-    parts = zip(draw.t.split(at_once), draw.noise.split(at_once), strict=True)
-    schedule = engine.spec.schedule
-    by_draw = torch.cat([errors(denoise, schedule, x0.expand(len(t), -1, -1, -1), Draw(t, n), slots) for t, n in parts])
-    tau = temperature(by_draw) / len(by_draw) ** 0.5  # of a mean over draws, whose spread is that much smaller
-    p = log_scores(by_draw.mean(0, keepdim=True), tau)[0].exp().tolist()
-    best = int(np.argmax(p))
-    return Answer(labels[best], p[best], dict(zip(labels, p, strict=True)), by_draw.numel())
+    picture, label = (torch.from_numpy(cells).repeat(2) for cells in np.nonzero(going))
+    which = torch.arange(2).repeat_interleave(len(picture) // 2)
+    parts = []
+    for rows in torch.arange(len(picture)).split(ROWS):
+        draw = Draw(pair.t[which[rows]], pair.noise[which[rows]])
+        parts.append(row_errors(denoise, engine.spec.schedule, latents[picture[rows]], draw, slots[label[rows]]).cpu())
+    both: np.ndarray = torch.cat(parts).double().view(2, -1).mean(0).numpy()
+    return both
+
+
+def _answer(seen: np.ndarray, labels: list[str]) -> Answer:
+    """From a picture's errors `[looks,labels]`: each label is judged by its margin at its last look."""
+    spent = ~np.isnan(seen)
+    last = spent.sum(0)
+    race = Race(seen[: last.max()])
+    margins = np.array([Race(seen[:n]).margins()[i] for i, n in enumerate(last)])
+    margins[race.leader] = 0.0
+    odds = np.exp(-SHARPNESS * margins)
+    p = odds / odds.sum()
+    best = race.leader
+    return Answer(labels[best], float(p[best]), dict(zip(labels, p.tolist(), strict=True)), 2 * int(spent.sum()))

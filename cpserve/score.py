@@ -26,13 +26,31 @@ class Draw:
     noise: Tensor
 
 
-def draws(seed: int, count: int, shape: tuple[int, ...], low: float, high: float) -> Draw:
-    """`count` draws for one picture of `shape [4,h,w]`: timesteps stratified over `[low, high)`, noise in antithetic pairs."""
+def draws(seed: int, pairs: int, shape: tuple[int, ...], low: float, high: float) -> Draw:
+    """`2 * pairs` draws for pictures of `shape [4,h,w]`, in pairs of one timestep and opposite noise.
+
+    Timesteps are spread over `[low, high)` in van der Corput's order, so that any first few of them are, too.
+    """
     generator = torch.Generator().manual_seed(seed)
-    within = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    pairs = torch.randn((count + 1) // 2, *shape, generator=generator)
-    noise = torch.stack([pairs, -pairs], dim=1).flatten(0, 1)[:count]
-    return Draw((low + (high - low) * within).floor(), noise)
+    shift = float(torch.rand(1, generator=generator))
+    within = torch.tensor([(_radical_inverse(i) + shift) % 1 for i in range(pairs)])
+    noise = torch.randn(pairs, *shape, generator=generator)
+    t = (low + (high - low) * within).floor().repeat_interleave(2)
+    return Draw(t, torch.stack([noise, -noise], dim=1).flatten(0, 1))
+
+
+def _radical_inverse(i: int) -> float:
+    """Van der Corput's sequence: 0, 1/2, 1/4, 3/4, 1/8, ..."""
+    value, digit = 0.0, 0.5
+    while i:
+        value, digit, i = value + digit * (i & 1), digit / 2, i >> 1
+    return value
+
+
+def row_errors(denoise: DenoiseSlots, schedule: Schedule, x0: Tensor, draw: Draw, slot: Tensor) -> Tensor:
+    """Squared errors `[R]` of rows `x0 [R,4,h,w]`, each under its own label `slot [R]`, summed over elements."""
+    t, noise = draw.t.expand(len(x0)), draw.noise.expand_as(x0)
+    return (noise - denoise(schedule.add_noise(x0, noise, t), t, slot)).pow(2).flatten(1).sum(1)
 
 
 def predictions(denoise: DenoiseSlots, schedule: Schedule, x0: Tensor, draw: Draw, slots: Tensor) -> Tensor:

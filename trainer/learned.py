@@ -14,7 +14,7 @@ from trainer.loop import Task
 from trainer.lora import states
 from trainer.settings import GENERIC_PROMPT, TEMPLATES
 
-PICTURES, DRAWS, RIVALS = 8, 8, 5
+PICTURES, PAIRS, RIVALS = 8, 4, 5
 LOW, HIGH = 0.1, 0.7  # of the schedule: nearer to its ends little tells labels apart
 
 
@@ -32,7 +32,7 @@ def own_accuracy(task: Task, tokens: Sequence[str], lora: Tensors) -> float:
     step = max(1, len(task.latents) // PICTURES)
     x0 = task.latents[::step][:PICTURES]
     length = base.spec.schedule.steps
-    plan = draws(task.settings.seed, DRAWS, tuple(x0.shape[1:]), LOW * length, HIGH * length)
+    plan = draws(task.settings.seed, PAIRS, tuple(x0.shape[1:]), LOW * length, HIGH * length)
     total: Tensor = torch.zeros(len(x0), len(texts))
     for t, noise in zip(plan.t, plan.noise, strict=True):
         total += errors(denoise, base.spec.schedule, x0, Draw(t[None], noise[None]), torch.arange(len(texts)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cpserve.cli._border import writing
-from cpserve.cli._common import Common, common_options, engine_options, examples, open_for, read_adapters
+from cpserve.cli._common import Common, common_options, engine_options, examples, hub_options, open_for, read_adapters
 from cpserve.cli._show import emit, reporting, table
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ Labelled = list[tuple[str, "Answer"]]
     )
 )
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_DIR...")
-@click.option("--adapter", "ref", required=True, metavar="REF", help="NAME, NAME@vN or NAME@ALIAS.")
+@click.option(
+    "--adapter", "ref", required=True, metavar="REF", help="NAME, NAME@vN, NAME@ALIAS or hf://USER/REPO[@vN]."
+)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -41,9 +43,19 @@ Labelled = list[tuple[str, "Answer"]]
     help="Also write a table with the probability of every label.",
 )
 @click.option(
-    "--draws", type=click.IntRange(1), metavar="N", help="Noise draws for each picture: more are surer and slower."
+    "--draws",
+    type=click.IntRange(1),
+    metavar="N",
+    help="At most so many draws for a picture and label: more are surer and slower.",
+)
+@click.option(
+    "--error",
+    type=click.FloatRange(0, 0.5),
+    metavar="P",
+    help="The rate at which a label may be ruled out by chance; 0 rules none out.  [default: 0.01]",
 )
 @engine_options
+@hub_options
 @common_options
 @click.pass_context
 def classify(
@@ -53,6 +65,7 @@ def classify(
     ref: str,
     out: Path | None,
     draws: int | None,
+    error: float | None,
     engine: str,
     bundle: Path | None,
     base: str | None,
@@ -65,7 +78,7 @@ def classify(
     refused: list[dict[str, str]] = []
     with open_for(common, engine, bundle, base) as opened:
         name, adapter = read_adapters(common, opened, [ref])[ref]
-        labelled = _label(opened, adapter, _pictures(paths, refused), draws)
+        labelled = _label(opened, adapter, _pictures(paths, refused), draws=draws, error=error)
     if out:
         _write(out, labelled)
     value = {
@@ -95,11 +108,14 @@ def _pictures(paths: Sequence[Path], refused: list[dict[str, str]]) -> Iterator[
                 yield where, found
 
 
-def _label(engine: Engine, adapter: Adapter, pictures: Iterator[tuple[str, Picture]], draws: int | None) -> Labelled:
+def _label(
+    engine: Engine, adapter: Adapter, pictures: Iterator[tuple[str, Picture]], draws: int | None, error: float | None
+) -> Labelled:
     from cpserve.recognition import Judging
     from cpserve.recognition import classify as judge
 
-    judging = Judging() if draws is None else Judging(draws=draws)
+    usual = Judging()
+    judging = Judging(draws=draws or usual.draws, error=usual.error if error is None else error)
     labelled: Labelled = []
     with reporting() as report:
         while batch := list(islice(pictures, AT_ONCE)):

@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # On Linux PyPI's torch brings CUDA, some gigabytes. For the small CPU build: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# The checks also build TensorRT plans if you ask for NVIDIA's library, which is not open source: EXTRAS=cpu,openvino,trt,bench,dev
+EXTRAS ?= cpu,openvino,bench,dev
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -12,7 +14,7 @@ READY := .venv/.ready
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[cpu,bench,dev]'
+	$(BIN)/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 demo: $(READY)

@@ -113,7 +113,7 @@ def load_base(source: str = BUILTIN, *, revision: str | None = None) -> BaseMode
     Raises:
         BaseModelError: there is no such model, a part of it is missing, or it is not Stable-Diffusion-shaped.
     """
-    with _quiet():
+    with quiet():
         pipeline = _pipeline(source, revision)
     parts = [pipeline.text_encoder, pipeline.unet, pipeline.vae]
     for module in parts:
@@ -126,8 +126,8 @@ def load_base(source: str = BUILTIN, *, revision: str | None = None) -> BaseMode
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' own progress bars and their remarks on optional parts that are not used here."""
+def quiet() -> Iterator[None]:
+    """Loading without the libraries' own progress bars and their remarks on optional parts that are not used here."""
     import diffusers.utils.logging as d
     import transformers.utils.logging as t
 

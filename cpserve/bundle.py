@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,12 +27,15 @@ from cpserve.errors import EngineError
 from cpserve.manifest import BaseEntry, FileEntry, Fingerprint, Sha256
 from cpserve.prompt_kv import KVSites, Site
 from cpserve.schedule import Schedule
+from cpserve.signature import Signature
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "bundle.json"
 PROJECTIONS = "kv_projections.safetensors"
 TOKENIZER = "tokenizer"
 AGAIN = "make it again: cpserve export --onnx --out BUNDLE"
+RunnerName = Literal["onnx", "openvino", "trt"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 _Strict = ConfigDict(frozen=True, extra="forbid", strict=True)
 _Count = Annotated[int, Field(ge=1)]
@@ -46,20 +50,30 @@ class SiteEntry(BaseModel):
     width: _Count
 
 
+class MergedEntry(BaseModel):
+    """A LoRA that was folded into the base's weights: the hash of its file, and how much of it."""
+
+    model_config = _Strict
+
+    sha256: Sha256
+    scale: float
+
+
 class Recipe(BaseModel):
     """Everything that a bundle's files depend on.
 
-    `modules`, `tokenizer` are hashes of configurations and vocabulary, `merged` of the adapters merged into the UNet,
-    `libraries` the versions that traced it.
+    `modules`, `tokenizer` are hashes of configurations and vocabulary, `libraries` the versions that traced it.
+    `runner` is whom it was made for, `precision` what the UNet and the decoder are computed in; `rows` are the row counts
+    and `sizes` the latent sides that are compiled (none: any), `gpus` the architectures (`sm86`).
     """
 
     model_config = _Strict
 
-    schema_version: Annotated[int, Field(ge=1, le=SCHEMA)] = SCHEMA
+    schema_version: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)] = SCHEMA
     fingerprint: Fingerprint
     modules: Sha256
     tokenizer: Sha256
-    merged: tuple[Sha256, ...] = ()
+    merged: tuple[MergedEntry, ...] = ()
     schedule: Mapping[str, JsonValue]
     sites: tuple[SiteEntry, ...]
     tokens: _Count
@@ -69,7 +83,11 @@ class Recipe(BaseModel):
     vae_factor: _Count
     scaling_factor: float
     shift_factor: float
-    precision: Literal["float32"] = "float32"
+    runner: RunnerName = "onnx"
+    precision: Precision = "float32"
+    rows: tuple[_Count, ...] = ()
+    sizes: tuple[_Count, ...] = ()
+    gpus: tuple[str, ...] = ()
     opset: _Count
     libraries: Mapping[str, str]
 
@@ -106,6 +124,11 @@ class Bundle:
     @property
     def key(self) -> str:
         return self.manifest.key
+
+    @cached_property
+    def signature(self) -> Signature:
+        """What its engines admit."""
+        return replace(self.spec.signature, sizes=self.manifest.recipe.sizes or None)
 
     def graph(self, name: str) -> Path:
         """The ONNX file of `unet`, `text_encoder`, `vae_encoder` or `vae_decoder`."""

@@ -20,11 +20,14 @@ from cpserve.base import BUILTIN, BaseSpec, load_base
 from cpserve.errors import EngineError
 from cpserve.prompts import PromptBank
 
+ENGINES = ("auto", "eager", "onnx", "openvino", "trt")
+
 
 class Engine(ABC):
     """Runs one base model. Use it as a context manager, or call `close`. Its rows may mix prompts, adapters and timesteps."""
 
     kind: str
+    precision: str = "float32"  # that the UNet is really computed in
 
     def __init__(self, spec: BaseSpec) -> None:
         self.spec = spec
@@ -81,28 +84,47 @@ class Engine(ABC):
             warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1)
 
 
-def open_engine(base: str = BUILTIN, *, engine: str = "auto", bundle: str | Path | None = None) -> Engine:
+def open_engine(
+    base: str = BUILTIN, *, engine: str = "auto", bundle: str | Path | None = None, threads: int | None = None
+) -> Engine:
     """Open the engine that serves `base`.
 
-    `auto` takes the bundle where one is given, else torch ("eager"): the same call opens the same engine everywhere.
+    `auto` takes what the bundle was made for where one is given, else torch ("eager"): the same call opens the same engine
+    everywhere. `threads` is how many a bundle's graphs may use (None: as many as there are cores).
 
     Raises:
         EngineError: the kind is unknown, a bundle is needed and missing or not sound, or what runs it is not installed.
         BaseModelError: the base cannot be loaded.
     """
-    if engine == "auto":
-        engine = "onnx" if bundle else "eager"
-    if engine == "eager":
+    if engine not in ENGINES:
+        raise EngineError(f"there is no engine {engine!r}", hint=f"use one of {', '.join(ENGINES)}")
+    if engine == "eager" or (engine == "auto" and bundle is None):
         from cpserve.engines.eager import EagerEngine
 
         return EagerEngine(load_base(base))
-    if engine == "onnx":
-        from cpserve.engines.ort import OrtEngine
+    if bundle is None:
+        raise EngineError(
+            f"the {engine} engine runs a bundle", hint=f"make one: cpserve export --{engine} --out BUNDLE"
+        )
+    return _open_bundle(Path(bundle), engine, threads)
 
-        if bundle is None:
-            raise EngineError("the onnx engine runs a bundle", hint="make one: cpserve export --onnx --out BUNDLE")
-        return OrtEngine(Path(bundle))
-    raise EngineError(f"there is no engine {engine!r}", hint="use auto, eager or onnx")
+
+def _open_bundle(bundle: Path, engine: str, threads: int | None) -> Engine:
+    from cpserve.bundle import read_manifest
+
+    if engine == "auto":
+        engine = read_manifest(bundle).recipe.runner
+    if engine == "openvino":
+        from cpserve.engines.openvino import OpenvinoEngine
+
+        return OpenvinoEngine(bundle, threads)
+    if engine == "trt":
+        from cpserve.engines.trt import TrtEngine
+
+        return TrtEngine(bundle, threads)
+    from cpserve.engines.ort import OrtEngine
+
+    return OrtEngine(bundle, threads)
 
 
 def on_grid(pictures: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Letters: `B` rows of the batch, `h, w` latent height and width, `P` distinct pro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -50,6 +51,10 @@ class Signature:
     @property
     def output(self) -> TensorSpec:
         return TensorSpec("output", ("B", self.channels, "h", "w"), "float32")
+
+    def shapes(self, axes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """The inputs' shapes by name, given a size for each letter."""
+        return {i.name: tuple(axes[a] if isinstance(a, str) else a for a in i.axes) for i in self.inputs}
 
     def check(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor) -> None:
         """Refuse rows outside the contract before an engine sees them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,11 +26,15 @@ from cpserve.bundle import (
     read_bundle,
     read_manifest,
 )
+from cpserve.engine import open_engine
 from cpserve.engines.eager import EagerEngine
-from cpserve.engines.ort import OrtEngine
+from cpserve.engines.trt import PLANS, load_tensorrt
 from cpserve.errors import EngineError
+from export.merged import Lora, merge
 from export.onnx_from_unet import OPSET, graphs, write_graph
 from export.parity import check_parity
+from export.plan_from_onnx import profiles, write_plan
+from export.target import Target, resolve
 
 LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 Progress = Callable[[str], None]
@@ -59,6 +63,11 @@ class Plan:
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
+    @property
+    def seconds(self) -> int:
+        """About how long building takes on two CPU cores: tracing costs the same whatever the width, the rest goes by weights."""
+        return 0 if self.action == "up to date" else 25 + 25 * self.bytes // (1 << 30)
+
     def execute(self, progress: Progress | None = None) -> Bundle:
         """Do it; `progress` is told what begins.
 
@@ -79,7 +88,7 @@ class Plan:
 
 
 def export_onnx(base: BaseModel, out: Path, *, progress: Progress | None = None) -> Bundle:
-    """Compile a base once, for every adapter. Returns at once if `out` holds the same bundle already.
+    """Compile a base once, for every adapter, for ONNX Runtime. Returns at once if `out` holds the same bundle already.
 
     Raises:
         EngineError: `out` holds something else, a library is missing, or the graphs differ from torch.
@@ -87,14 +96,17 @@ def export_onnx(base: BaseModel, out: Path, *, progress: Progress | None = None)
     return plan_export(base, out).execute(progress)
 
 
-def plan_export(base: BaseModel, out: Path) -> Plan:
-    """What `export_onnx` would do; nothing is written.
+def plan_export(base: BaseModel, out: Path, target: Target | None = None, loras: Sequence[Lora] = ()) -> Plan:
+    """What compiling `base` for `target` (ONNX Runtime where None) would do, with `loras` folded in; nothing is written.
 
     Raises:
-        EngineError: `out` holds something other than a bundle, or a library is missing.
+        EngineError: `out` holds something other than a bundle, a library is missing, or the target cannot be had here.
+        AdapterError: a LoRA cannot be read or does not fit the base.
     """
-    recipe = _recipe(base)
-    return Plan(base, out, recipe, _action(out, recipe), _files(base))
+    target = resolve(target or Target(), base)
+    recipe = _recipe(base, target).model_copy(update={"merged": tuple(lora.entry() for lora in loras)})
+    base = merge(base, loras)
+    return Plan(base, out, recipe, _action(out, recipe), _files(base, recipe))
 
 
 def _action(out: Path, recipe: Recipe) -> Literal["build", "replace", "up to date"]:
@@ -120,19 +132,30 @@ def _action(out: Path, recipe: Recipe) -> Literal["build", "replace", "up to dat
     return "up to date"
 
 
-def _files(base: BaseModel) -> tuple[PlannedFile, ...]:
+def _files(base: BaseModel, recipe: Recipe) -> tuple[PlannedFile, ...]:
     projections = 4 * base.spec.sites.weight.numel()
-    sizes = {g.name: 4 * sum(p.numel() for p in g.module.parameters()) for g in graphs(base)}
+    parts = graphs(base)
+    sizes = {g.name: 4 * sum(p.numel() for p in g.module.parameters()) for g in parts}
     sizes["unet"] -= projections
+    plans = (
+        {"unet": 4 << 20, "vae_decoder": 1 << 20} if recipe.runner == "trt" else {}
+    )  # bytes of kernels a profile and GPU
+    kernels = len(recipe.rows) * len(recipe.sizes) * len(recipe.gpus)
+    if recipe.runner != "openvino" and recipe.precision == "float16":  # OpenVINO lowers what it loads
+        sizes |= {name: sizes[name] // 2 for name in PLANS}
     return (
-        *(PlannedFile(f"{g.name}.onnx", sizes[g.name], g.what) for g in graphs(base)),
+        *(PlannedFile(f"{g.name}.onnx", sizes[g.name], g.what) for g in parts),
+        *(
+            PlannedFile(f"{n}.plan", sizes[n] + kernels * k, f"the same for {', '.join(recipe.gpus)}")
+            for n, k in plans.items()
+        ),
         PlannedFile(PROJECTIONS, projections, "the frozen K,V projections that adapters add to"),
         PlannedFile(f"{TOKENIZER}/", 64 * len(base.spec.tokenizer), "the tokenizer"),
         PlannedFile(FILE_NAME, 8192, "what the bundle is, and the hash of every file"),
     )
 
 
-def _recipe(base: BaseModel) -> Recipe:
+def _recipe(base: BaseModel, target: Target) -> Recipe:
     spec = base.spec
     return Recipe(
         fingerprint=spec.entry.fingerprint,
@@ -147,8 +170,13 @@ def _recipe(base: BaseModel) -> Recipe:
         vae_factor=spec.vae_factor,
         scaling_factor=spec.scaling_factor,
         shift_factor=spec.shift_factor,
+        runner=target.runner,
+        precision=target.precision or "float32",
+        rows=target.rows,
+        sizes=tuple(side // spec.vae_factor for side in target.sizes),
+        gpus=target.gpus,
         opset=OPSET,
-        libraries={name: _version(name) for name in LIBRARIES},
+        libraries={name: _version(name) for name in LIBRARIES} | _tensorrt(target),
     )
 
 
@@ -176,21 +204,46 @@ def _version(library: str) -> str:
         ) from None
 
 
+def _tensorrt(target: Target) -> dict[str, str]:
+    if target.runner != "trt":
+        return {}
+    trt = load_tensorrt()
+    return {trt.__name__.removesuffix("_bindings"): trt.__version__}
+
+
 def _build(plan: Plan, root: Path, progress: Progress) -> Bundle:
-    spec = plan.base.spec
+    spec, recipe = plan.base.spec, plan.recipe
     root.mkdir()
-    for graph in graphs(plan.base):
+    for graph in graphs(plan.base, "float32" if recipe.runner == "openvino" else recipe.precision):
         progress(f"compiling {graph.what}")
         write_graph(graph, root)
     (root / PROJECTIONS).write_bytes(save({"weight": spec.sites.weight.cpu().contiguous()}))
     spec.tokenizer.save_pretrained(root / TOKENIZER)
-    entries = tuple(file_entry(root, path) for path in sorted(root.rglob("*")) if path.is_file())
+    _manifest(plan, root, {})
+    progress("comparing with torch")
+    # a plan cannot run on every machine that builds it: the very graphs that it is built from are compared in its place
+    runner = "onnx" if recipe.runner == "trt" else "auto"
+    with EagerEngine(plan.base) as torch_engine, open_engine(engine=runner, bundle=root) as engine:
+        parity = check_parity(torch_engine, engine, recipe.precision)
+        spec = engine.spec
+    for name in PLANS if recipe.runner == "trt" else ():
+        progress(f"building a plan of {name}.onnx for {', '.join(recipe.gpus)}")
+        wanted = profiles(name, spec.signature, recipe.rows, recipe.sizes)
+        write_plan(root / f"{name}.onnx", root / f"{name}.plan", wanted, recipe.gpus)
+    return Bundle(root, _manifest(plan, root, parity), spec)
+
+
+def _manifest(plan: Plan, root: Path, parity: dict[str, float]) -> BundleManifest:
+    """Write down what lies in `root`."""
+    found = (path for path in sorted(root.rglob("*")) if path.is_file() and path.name != FILE_NAME)
+    entry = plan.base.spec.entry
     manifest = BundleManifest(
-        base=spec.entry.id, commit=spec.entry.commit, key=plan.recipe.key, recipe=plan.recipe, parity={}, files=entries
+        base=entry.id,
+        commit=entry.commit,
+        key=plan.recipe.key,
+        recipe=plan.recipe,
+        parity=parity,
+        files=tuple(file_entry(root, path) for path in found),
     )
     manifest.write(root)
-    progress("comparing with torch")
-    with EagerEngine(plan.base) as torch_engine, OrtEngine(root) as engine:
-        measured = manifest.model_copy(update={"parity": check_parity(torch_engine, engine)})
-        measured.write(root)
-        return replace(engine.bundle, manifest=measured)
+    return manifest

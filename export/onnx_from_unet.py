@@ -1,16 +1,18 @@
 """Torch modules in, ONNX files out: the UNet with its packed K,V, and the text encoder and VAE beside it.
 
-Knows how to trace; does not know what a bundle is (`build.py`). Every graph is float32 and takes any batch, picture
-size and number of prompts. VAE graphs speak latents of unit scale, as `BaseModel` does: no runner scales them again.
+Knows how to trace; does not know what a bundle is (`build.py`). Every graph takes and gives float32, at any batch, picture
+size and number of prompts; the UNet and the decoder may compute in float16 inside. VAE graphs speak latents of unit
+scale, as `BaseModel` does: no runner scales them again.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from cpserve.base import BaseModel
+from cpserve.bundle import Precision
 
 OPSET = 20  # the last one that ONNX Runtime's CPU kernels cover entirely
 Axes = dict[int, Any]
@@ -49,9 +52,21 @@ class _Call(nn.Module):
         return self.function(*inputs)
 
 
-def graphs(base: BaseModel) -> tuple[Graph, ...]:
-    """The four graphs of a base model."""
-    return (_unet(base), _text_encoder(base), *_vae(base))
+class _Half(_Call):
+    """The same in float16 inside. Timesteps stay as they are: float16 knows no fractions of large ones."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*(x.half() if x.ndim > 1 else x for x in inputs)).float()
+
+
+def graphs(base: BaseModel, precision: Precision = "float32") -> tuple[Graph, ...]:
+    """The four graphs of a base model; the UNet and the decoder compute in `precision`, float32 or float16."""
+    unet, (encoder, decoder) = _unet(base), _vae(base)
+    if precision == "float16":
+        half = replace(base, unet=copy.deepcopy(base.unet).half(), vae=copy.deepcopy(base.vae).half())
+        unet = replace(unet, module=_Half(half.unet, half.unet))
+        decoder = replace(decoder, module=_Half(half.decode, half.vae.decoder, half.vae.post_quant_conv))  # type: ignore[arg-type]
+    return (unet, _text_encoder(base), encoder, decoder)
 
 
 # Axes of an example differ from each other and are more than one, else the tracer takes them for equal or constant.

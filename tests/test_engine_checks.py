@@ -18,17 +18,33 @@ from cpserve.errors import EngineError
 from cpserve.prompts import Prompt
 from cpserve.sample import dpm_solver, guided, starting_noise
 from tests import plain
+from tests.retarget import openvino, retarget
 from tests.tiny import make_adapter
 
 NOISE = (4, 8, 8)
 
 
-@pytest.fixture(params=["eager", "onnx"])
+@pytest.fixture(params=["eager", "onnx", "openvino"])
 def engine(request: pytest.FixtureRequest, base: BaseModel, shape: str) -> Iterator[Engine]:
-    """Each law holds for torch and for a compiled bundle."""
-    compiled = request.param == "onnx"
-    with OrtEngine(request.getfixturevalue("bundles")[shape], threads=1) if compiled else EagerEngine(base) as opened:
+    """Each law holds for torch and for a compiled bundle, whatever runs it."""
+    if request.param == "eager":
+        opened: Engine = EagerEngine(base)
+    else:
+        name = "bundles" if request.param == "onnx" else "openvino_bundles"
+        opened = open_engine(bundle=request.getfixturevalue(name)[shape], threads=1)
+    assert opened.kind == request.param
+    with opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def openvino_bundles(
+    bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Bundles for OpenVINO in float32, of the graphs traced before."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    root = tmp_path_factory.mktemp("openvino")
+    return {name: retarget(base, bundles[name], root / name, openvino(base)) for name, base in bases.items()}
 
 
 def rows(count: int, side: int = 16) -> tuple[torch.Tensor, torch.Tensor]:

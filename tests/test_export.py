@@ -22,6 +22,7 @@ from cpserve.errors import EngineError
 from cpserve.prompts import Prompt
 from export import build, onnx_from_unet, parity
 from export.build import export_onnx, plan_export
+from export.target import Target
 from tests import plain
 from tests.tiny import SD15, SHAPES, make_adapter, write_pipeline
 
@@ -243,12 +244,27 @@ def test_an_old_bundle_survives_a_failed_export(
 ) -> None:
     """If a new bundle fails its parity check, the old one stays."""
     monkeypatch.setattr(build, "OPSET", 19)
-    monkeypatch.setattr(parity, "LIMIT", -1.0)
+    monkeypatch.setitem(parity.LIMITS, "float32", -1.0)
     before = (bundle / FILE_NAME).read_bytes()
     with pytest.raises(EngineError, match="differs"):
         export_onnx(base, bundle)
     assert traced
     assert (bundle / FILE_NAME).read_bytes() == before
+
+
+def test_half_precision_is_really_half(bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path: Path) -> None:
+    """A float16 bundle has half the bytes where it says so, differs from float32, and by no more than its tolerance."""
+    bundle = plan_export(bases["sd21"], tmp_path / "bundle", Target(precision="float16")).execute()
+    assert bundle.manifest.recipe.precision == "float16"
+    for name in ("unet", "vae_decoder"):
+        half, full = (p / f"{name}.onnx" for p in (bundle.root, bundles["sd21"]))
+        assert half.stat().st_size < 0.75 * full.stat().st_size
+        assert 1e-4 < bundle.manifest.parity[name] < 2e-2
+        graph = onnx.load(half).graph
+        assert {t.type.tensor_type.elem_type for t in graph.output} == {onnx.TensorProto.FLOAT}
+        weights = [w for w in graph.initializer if len(w.dims) > 1]
+        assert sum(w.data_type == onnx.TensorProto.FLOAT16 for w in weights) > 0.9 * len(weights)
+    assert max(bundle.manifest.parity[name] for name in ("text_encoder", "vae_encoder")) <= 1e-4
 
 
 def test_graphs_say_nothing_of_the_machine(bundles: dict[str, Path], shape: str) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cpserve.engine import Engine
 
 BASE = "builtin:emoji64"
+ENGINES = ("auto", "eager", "onnx", "openvino", "trt")  # cpserve.engine's, which would cost `--help` an import of torch
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Common:
     json: bool
     threads: int | None
     root: Path | None
+    endpoint: str | None = None
+    token_file: Path | None = None
 
     @property
     def store(self) -> Store:
         from adapter_store import Store
 
-        return Store(self.root)
+        return Store(self.root, endpoint=self.endpoint, token_file=self.token_file)
 
     def set_threads(self) -> None:
         """Import torch, with the threads asked for."""
@@ -56,10 +59,30 @@ def common_options(verb: Callable[..., None]) -> Callable[..., None]:
         help="Where adapters are kept.  [default: $CPSERVE_HOME or ~/.local/share/cpserve]",
     )
     @functools.wraps(verb)
-    def command(*, as_json: bool, threads: int | None, root: Path | None, **options: Any) -> None:
-        verb(Common(as_json, threads, root), **options)
+    def command(
+        *,
+        as_json: bool,
+        threads: int | None,
+        root: Path | None,
+        endpoint: str | None = None,
+        token_file: Path | None = None,
+        **options: Any,
+    ) -> None:
+        verb(Common(as_json, threads, root, endpoint, token_file), **options)
 
     return command
+
+
+def hub_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """`--endpoint` and `--token-file`, for verbs that take `hf://` references; they end up in `Common`."""
+    verb = click.option(
+        "--token-file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="A file with the Hub token to use.  [default: $HF_TOKEN, or for huggingface.co the stored one]",
+    )(verb)
+    where = "The Hub that hf:// means.  [default: $HF_ENDPOINT or https://huggingface.co]"
+    return click.option("--endpoint", metavar="URL", help=where)(verb)
 
 
 def base_option(verb: Callable[..., None]) -> Callable[..., None]:
@@ -70,8 +93,7 @@ def base_option(verb: Callable[..., None]) -> Callable[..., None]:
 
 def engine_options(verb: Callable[..., None]) -> Callable[..., None]:
     """`--engine`, `--bundle` and `--base`, for `open_for`."""
-    kinds = click.Choice(["auto", "eager", "onnx"])
-    words = "What runs the UNet: eager is torch; auto takes onnx where a bundle is given."
+    words = "What runs the UNet: eager is torch; auto takes what the bundle was made for, where one is given."
     verb = base_option(verb)
     verb = click.option(
         "--bundle",
@@ -79,7 +101,7 @@ def engine_options(verb: Callable[..., None]) -> Callable[..., None]:
         metavar="DIR",
         help="An engine bundle, made by: cpserve export.",
     )(verb)
-    return click.option("--engine", type=kinds, default="auto", show_default=True, help=words)(verb)
+    return click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help=words)(verb)
 
 
 def examples(*lines: str) -> str:
@@ -102,12 +124,8 @@ def open_for(common: Common, engine: str, bundle: Path | None, base: str | None)
         raise click.UsageError(f"a bundle holds its own base model, compiled: leave out --bundle or {other}")
     common.set_threads()
     from cpserve.engine import open_engine
-    from cpserve.engines.ort import OrtEngine
 
-    opened = open_engine(base or BASE, engine=engine, bundle=bundle)
-    if isinstance(opened, OrtEngine):
-        opened.threads = common.threads
-    return opened
+    return open_engine(base or BASE, engine=engine, bundle=bundle, threads=common.threads)
 
 
 def read_adapters(common: Common, engine: Engine, refs: Sequence[str]) -> dict[str, tuple[str, Adapter]]:

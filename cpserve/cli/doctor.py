@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import statistics
+import time
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,25 @@ import click
 
 from cpserve.cli._common import BASE, Common, common_options, examples, open_base
 from cpserve.cli._show import emit, note, pairs
-from cpserve.errors import CpserveError
+from cpserve.errors import CpserveError, EngineError
 
 LIBRARIES = ("cpserve", "torch", "diffusers", "transformers", "peft", "onnx", "onnxscript")
-RUNNERS = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
+RUNNERS = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings")
 TOP_LEVEL = ("trainer", "export", "adapter_store")  # names that another distribution may use too
 HOME = Path(__file__).resolve().parents[2]  # where ours lie
 
 Facts = dict[str, Any]
 
 
-@click.command(epilog=examples("cpserve doctor", "cpserve doctor --json"))
+@click.command(epilog=examples("cpserve doctor", "cpserve doctor --bundle bundle --json"))
+@click.option(
+    "--bundle",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Also say what runs this engine bundle, and how fast.",
+)
 @common_options
-def doctor(common: Common) -> None:
+def doctor(common: Common, bundle: Path | None) -> None:
     """Say what is installed, and what is amiss."""
     common.set_threads()
     providers, broken = _providers()
@@ -34,8 +42,10 @@ def doctor(common: Common) -> None:
         "machine": _machine(),
         "store": _store(common),
         "base": _base(common),
-        "engine": _engine(can_run=bool(providers)),
+        "engine": _engine(providers),
     }
+    if bundle:
+        facts["bundle"] = _bundle(common, bundle)
     warnings = [*broken, *two_runtimes(), *shadows()]
     text = "\n\n".join(f"{title}\n{pairs(values, indent=2)}" for title, values in facts.items())
     emit(facts | {"warnings": warnings}, text, as_json=common.json)
@@ -89,15 +99,61 @@ def _base(common: Common) -> Facts:
     return {"id": entry.id, **entry.fingerprint.model_dump()}
 
 
-def _engine(*, can_run: bool) -> Facts:
-    """What `auto` comes to."""
-    missing = "onnxruntime is not here: pip install 'cpserve[cpu]'"
+def _engine(providers: list[str]) -> Facts:
+    """What `auto` comes to, and where each engine would run."""
     return {
-        "auto": "eager",
-        "because": "no bundle is given",
-        "auto_with_bundle": "onnx" if can_run else "nothing",
-        "because_then": "a bundle runs in ONNX Runtime" if can_run else missing,
+        "auto": "eager, where no bundle is given; else the engine that the bundle was made for",
+        "eager": "torch, in float32",
+        "onnx": ", ".join(providers) or "not here: pip install 'cpserve[cpu]'",
+        "openvino": _openvino(),
+        "trt": _trt(),
     }
+
+
+def _openvino() -> str:
+    from cpserve.engines.openvino import DEVICE, load_core, precisions
+
+    try:
+        return f"{DEVICE}, in {', '.join(precisions(load_core()))}"
+    except EngineError as error:
+        return f"not here: {error.hint}"
+
+
+def _trt() -> str:
+    from cpserve.engines.trt import load_tensorrt
+
+    try:
+        name = load_tensorrt().__name__
+    except EngineError as error:
+        return f"not here: {error.hint}"
+    import torch
+
+    return f"{name}{'' if torch.cuda.is_available() else ': builds plans; no GPU to run them on'}"
+
+
+def _bundle(common: Common, path: Path) -> Facts:
+    """What `auto` makes of a bundle, and how long its UNet takes for a picture's step: two rows, with guidance."""
+    import torch
+
+    from cpserve.engine import open_engine
+    from cpserve.prompts import Prompt
+
+    with open_engine(bundle=path, threads=common.threads) as engine:
+        spec = engine.spec
+        bank, slot = engine.bank.packed([Prompt(""), Prompt("a photo")])
+        rows = torch.zeros(2, spec.channels, spec.latent_size, spec.latent_size), torch.full((2,), 500.0), bank, slot
+        engine.denoise(*rows)  # builds
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            engine.denoise(*rows)
+            times.append(time.perf_counter() - began)
+        return {
+            "base": spec.entry.id,
+            "engine": engine.kind,
+            "precision": engine.precision,
+            "ms_a_step": round(1000 * statistics.median(times), 2),
+        }
 
 
 def two_runtimes() -> list[str]:

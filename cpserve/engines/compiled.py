@@ -1,0 +1,111 @@
+"""What the engines that run a bundle share: its graphs by name, each built once for the shapes that it serves.
+
+A subclass says what its library makes of a graph. Adapters never cause a build, and `builds` counts them all.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cpserve.bundle import read_bundle
+from cpserve.engine import Engine
+from cpserve.errors import EngineError
+
+Runner = Callable[..., Tensor]
+Shape = tuple[int, ...]
+ANY: Shape = ()  # of a graph that was built for every shape
+
+
+class CompiledEngine(Engine):
+    """Opens each graph when it is first needed.
+
+    `rows` are the row counts that graphs are built for, ascending (none: any); a call is cut into slices of those, so a
+    call may have any number of rows.
+    """
+
+    rows: Shape = ()
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        """`threads` is how many a graph may use (None: as many as there are cores).
+
+        Raises:
+            EngineError: the folder is no sound bundle, or the library that runs it is not installed.
+        """
+        self.bundle = read_bundle(path)
+        super().__init__(self.bundle.spec)
+        self.signature = self.bundle.signature
+        self.threads = threads
+        self.builds: Counter[str] = Counter()
+        self._runners: dict[tuple[str, Shape], Runner] = {}
+        self._load()  # a missing library is reported now, not at the first picture
+
+    @abstractmethod
+    def _load(self) -> None:
+        """Import the library.
+
+        Raises:
+            EngineError: it is not installed, or cannot run here.
+        """
+
+    @abstractmethod
+    def _build(self, graph: str, shape: Shape) -> Runner:
+        """What runs `graph` on tensors; its first input has `shape`, or any."""
+
+    def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor) -> Tensor:
+        return self._by_rows("unet", [latents, timestep, slot], lambda z, t, s: (z, t, kv_bank, s))
+
+    def encode_text(self, ids: Tensor, extra: Tensor) -> Tensor:
+        return self._runner("text_encoder", ANY)(ids, extra)
+
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        return self._by_rows("vae_encoder", [pictures])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._by_rows("vae_decoder", [latents])
+
+    def close(self) -> None:
+        super().close()
+        self._runners.clear()
+
+    def _by_rows(
+        self, graph: str, inputs: Sequence[Tensor], arranged: Callable[..., tuple[Tensor, ...]] = lambda *rows: rows
+    ) -> Tensor:
+        """A graph on slices of row-wise inputs; `arranged` makes the graph's inputs of a slice."""
+        parts = []
+        for rows in slices(len(inputs[0]), self.rows):
+            given = [filled(x[rows], self.rows) for x in inputs]
+            runner = self._runner(graph, tuple(given[0].shape) if self.rows else ANY)
+            parts.append(runner(*arranged(*given))[: rows.stop - rows.start])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _runner(self, graph: str, shape: Shape) -> Runner:
+        if self._closed:
+            raise EngineError("the engine is closed", hint="open it again with open_engine()")
+        if (graph, shape) not in self._runners:
+            self._runners[graph, shape] = self._build(graph, shape)
+            self.builds[graph] += 1
+        return self._runners[graph, shape]
+
+
+def slices(rows: int, fixed: Shape) -> Iterator[slice]:
+    """`rows` cut into the largest of the `fixed` counts (ascending) that fit; what is left over is one slice more.
+
+    With powers of two nothing is left over, and no row is computed in vain.
+    """
+    start = 0
+    while start < rows:
+        count = max((n for n in fixed if n <= rows - start), default=rows - start)
+        yield slice(start, start + count)
+        start += count
+
+
+def filled(rows: Tensor, fixed: Shape) -> Tensor:
+    """A slice made as long as the least of the `fixed` counts by repeating its last row."""
+    missing = fixed[0] - len(rows) if fixed else 0
+    return rows if missing <= 0 else torch.cat([rows, rows[-1:].repeat_interleave(missing, 0)])

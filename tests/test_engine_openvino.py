@@ -1,0 +1,134 @@
+"""OpenVINO runs the same graphs, in the precision that was asked for, and builds only the shapes that it was made for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cpserve.base import BaseModel
+from cpserve.bundle import read_bundle
+from cpserve.engine import open_engine
+from cpserve.engines.compiled import filled, slices
+from cpserve.errors import EngineError
+from cpserve.prompts import Prompt
+from export import parity
+from export.build import plan_export
+from export.target import Target, resolve
+from tests.retarget import openvino, retarget
+
+pytest.importorskip("openvino", reason="OpenVINO is not installed")
+
+from cpserve.engines import openvino as engines
+from cpserve.engines.openvino import OpenvinoEngine
+
+
+@pytest.fixture(scope="module")
+def bundle(bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In the fastest precision of this CPU."""
+    target = replace(openvino(bases["sd21"]), precision=None)
+    return retarget(bases["sd21"], bundles["sd21"], tmp_path_factory.mktemp("openvino") / "bundle", target)
+
+
+@pytest.mark.parametrize("fixed", [(), (1,), (2,), (3, 8), (1, 2, 4, 8)])
+@pytest.mark.parametrize("rows", [1, 2, 7, 31])
+def test_slices_hold_every_row_once(rows: int, fixed: tuple[int, ...]) -> None:
+    """Slices follow each other without gap, each of a compiled count, or filled up to one at the end."""
+    cut = list(slices(rows, fixed))
+    numbers = torch.arange(rows)
+    assert torch.equal(torch.cat([numbers[s] for s in cut]), numbers)
+    assert all(len(filled(numbers[s], fixed)) in fixed for s in cut if fixed)
+
+
+def test_the_precision_asked_for_is_the_one_computed_in(bundle: Path) -> None:
+    """The compiled UNet reports the manifest's precision; the text encoder, whose K,V are kept, stays in float32."""
+    recipe = read_bundle(bundle).manifest.recipe
+    with OpenvinoEngine(bundle, threads=1) as engine:
+        assert engine.precision == recipe.precision
+        hints = [engine.compiled(g, ()).get_property("INFERENCE_PRECISION_HINT") for g in ("unet", "text_encoder")]
+    assert recipe.precision in str(hints[0])
+    assert "float32" in str(hints[1])
+
+
+def test_a_cpu_without_bf16_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch, bases: dict[str, BaseModel]) -> None:
+    """Where the CPU has float32 alone, a bf16 bundle runs in that and reports it, and exporting one is refused."""
+    monkeypatch.setattr(engines, "precisions", lambda _: ("float32",))
+    with OpenvinoEngine(bundle, threads=1) as engine:
+        assert engine.precision == "float32"
+    assert resolve(Target(runner="openvino"), bases["sd21"]).precision == "float32"
+    with pytest.raises(EngineError, match="does not compute in bfloat16"):
+        resolve(Target(runner="openvino", precision="bfloat16"), bases["sd21"])
+
+
+def test_each_shape_is_built_once(bundle: Path) -> None:
+    """Adapters and prompts in any number build nothing; a row count is compiled when it is first met."""
+    with OpenvinoEngine(bundle, threads=1) as engine:
+        z, t = torch.zeros(2, 4, 8, 8), torch.tensor([3.0, 900.0])
+        for count in (1, 2, 5):
+            bank, slot = engine.bank.packed([Prompt("a" * i) for i in range(count)])
+            engine.denoise(z, t, bank, slot[-1:].repeat(2))
+        assert engine.builds == {"text_encoder": 1, "unet": 1}
+        engine.denoise(z[:1], t[:1], bank, slot[:1])
+        assert engine.builds["unet"] == 2
+
+
+def test_a_size_that_was_not_compiled_is_refused(bundle: Path) -> None:
+    """A side outside the bundle's is a clear error, never a silent build."""
+    with OpenvinoEngine(bundle, threads=1) as engine:
+        bank, slot = engine.bank.packed([Prompt("a dog")])
+        with pytest.raises(EngineError, match="compiled for 8, 16, 24"):
+            engine.denoise(torch.zeros(1, 4, 32, 32), torch.tensor([3.0]), bank, slot)
+        assert not engine.builds["unet"]
+
+
+def test_a_result_outlives_the_next_call(bundle: Path) -> None:
+    """What one call returned is not written over by the next."""
+    with OpenvinoEngine(bundle, threads=1) as engine:
+        bank, slot = engine.bank.packed([Prompt("a dog")])
+        first = engine.denoise(torch.zeros(1, 4, 8, 8), torch.tensor([3.0]), bank, slot)
+        kept = first.clone()
+        engine.denoise(torch.ones(1, 4, 8, 8), torch.tensor([900.0]), bank, slot)
+        assert torch.equal(first, kept)
+
+
+def test_the_manifest_chooses_the_engine(bundle: Path, bundles: dict[str, Path]) -> None:
+    """`auto` opens what the bundle was made for; its graphs run in ONNX Runtime too, where that is asked for."""
+    for path, engine, kind in (
+        (bundle, "auto", "openvino"),
+        (bundles["sd21"], "auto", "onnx"),
+        (bundle, "onnx", "onnx"),
+    ):
+        with open_engine(engine=engine, bundle=path, threads=1) as opened:
+            assert opened.kind == kind
+
+
+def test_targets_have_keys_of_their_own(bases: dict[str, BaseModel], tmp_path: Path) -> None:
+    """Runner, precision, row counts and sizes are each part of the bundle's key."""
+    base = bases["sd21"]
+    one = openvino(base)
+    targets = [Target(), one, replace(one, rows=(2,)), replace(one, sizes=one.sizes[:1])]
+    keys = {plan_export(base, tmp_path / "none", target).recipe.key for target in targets}
+    recipe = plan_export(base, tmp_path / "none", one).recipe
+    keys.add(recipe.model_copy(update={"precision": "bfloat16"}).key)
+    assert len(keys) == 5
+
+
+def test_a_lower_precision_that_strays_too_far_is_not_let_out(
+    bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each precision has its own stated tolerance, and is held to it."""
+    assert parity.LIMITS["float32"] < parity.LIMITS["float16"] < parity.LIMITS["bfloat16"] < 0.1
+    monkeypatch.setitem(parity.LIMITS, "float32", -1.0)
+    with pytest.raises(EngineError, match="differs from torch"):
+        retarget(bases["sd21"], bundles["sd21"], tmp_path / "bundle", openvino(bases["sd21"]))
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_cannot_be_compiled_is_refused(bases: dict[str, BaseModel]) -> None:
+    """Sizes between the base's steps, and shapes for ONNX Runtime, are errors with a hint."""
+    for target in (Target(runner="openvino", sizes=(63,)), Target(rows=(2,)), Target(precision="bfloat16")):
+        with pytest.raises(EngineError) as refused:
+            resolve(target, bases["sd21"])
+        assert refused.value.hint

@@ -1,0 +1,103 @@
+"""`cpserve export` and `cpserve doctor` say what would be built, refuse what cannot be, and show what runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cpserve.base import BaseModel
+from cpserve.cli import _common, main
+from cpserve.engine import ENGINES
+from tests.retarget import openvino, retarget
+
+
+def run(*args: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_every_engine_can_be_asked_for() -> None:
+    """The option's choices are the library's."""
+    assert _common.ENGINES == ENGINES
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "--out b",
+        "--onnx --openvino --out b",
+        "--onnx",
+        "--openvino --precision int4 --out b",
+        "--openvino --batch 1:x --out b",
+        "--openvino --batch 0 --out b",
+        "--openvino --sizes 64,, --out b",
+        "--onnx --gpu sm86 --out b",
+        "--trt --gpu sm42 --out b",
+        "--onnx --merge style.safetensors:much --out b",
+    ],
+)
+def test_a_wrong_option_exits_2(wrong: str) -> None:
+    """Usage errors never load a model."""
+    assert "Usage: " in run("export", *wrong.split(), code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        ("--onnx --batch 2", "every batch"),
+        ("--onnx --precision bf16", "no bf16"),
+        ("--onnx --merge missing.safetensors:0.5", "no LoRA's .safetensors file"),
+        ("--openvino --sizes 65", "65 pixels cannot be compiled"),
+    ],
+)
+def test_what_cannot_be_built_is_one_sentence(
+    folders: dict[str, Path], tmp_path: Path, refused: str, words: str
+) -> None:
+    """A refusal exits 1 with a sentence and the way out, and writes nothing."""
+    if "--openvino" in refused:
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    result = run("export", *refused.split(), "--out", tmp_path / "b", "--base", folders["sd21"], code=1)
+    assert words in result.stderr
+    assert "hint: " in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_dry_run_tells_files_bytes_and_time(folders: dict[str, Path], tmp_path: Path) -> None:
+    """What would be built, for whom and in which shapes, is told before, and nothing is written."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    shapes = ("--batch", "2:8", "--sizes", "16,32", "--precision", "fp32")
+    command = ("export", "--openvino", *shapes, "--out", tmp_path / "b", "--base", folders["sd21"], "--dry-run")
+    told = json.loads(run(*command, "--json").stdout)
+    assert (told["runner"], told["precision"], told["rows"], told["sizes"]) == ("openvino", "float32", [2, 8], [16, 32])
+    assert told["bytes"] == sum(f["bytes"] for f in told["files"]) > 0
+    assert told["seconds"] > 0
+    assert "unet.onnx" in run(*command).stdout
+    assert not any(tmp_path.iterdir())
+
+
+def test_doctor_shows_what_runs_a_bundle(bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path: Path) -> None:
+    """The engine that a bundle's manifest chooses, the precision that it really computes in, and a measured time."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    bundle = retarget(bases["sd21"], bundles["sd21"], tmp_path / "bundle", openvino(bases["sd21"]))
+    told = json.loads(run("doctor", "--bundle", bundle, "--threads", 1, "--json", "--store", tmp_path).stdout)
+    assert told["bundle"]["engine"] == "openvino"
+    assert told["bundle"]["precision"] == "float32"
+    assert told["bundle"]["ms_a_step"] > 0
+    assert "float32" in told["engine"]["openvino"]
+
+
+def test_pictures_are_drawn_by_the_bundles_engine(
+    bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """`generate --bundle` draws with what the bundle was made for, and says so beside the picture."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    bundle = retarget(bases["sd21"], bundles["sd21"], tmp_path / "bundle", openvino(bases["sd21"]))
+    command = ("generate", "a dog", "-n", 1, "--steps", 2, "--bundle", bundle, "--out", tmp_path / "out", "--json")
+    told = json.loads(run(*command, "--threads", 1, "--store", tmp_path / "store").stdout)
+    assert told["pictures"][0]["engine"] == "openvino"
+    assert Path(told["pictures"][0]["file"]).is_file()

@@ -1,15 +1,16 @@
-"""Two tiny base models on disk, built once a session, loaded by `cpserve` and, apart from it, by plain diffusers."""
+"""Two tiny base models on disk, built once for all of pytest's processes, loaded by `cpserve` and, apart from it, by diffusers."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is imported: no test may reach the network
 
 import pytest
 import torch
+from filelock import FileLock
 
 from cpserve.base import BaseModel, load_base
 from cpserve.engines.eager import EagerEngine
@@ -22,11 +23,25 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
+    """A folder that the first of pytest's processes to need it builds, and the others wait for."""
+    run = factory.getbasetemp()
+    root = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+    with FileLock(root / f"{name}.lock"):
+        if not (root / f"{name}.built").exists():
+            build(root / name)
+            (root / f"{name}.built").touch()
+    return root / name
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The diffusers folders, `sd15` and `sd21`."""
-    root = tmp_path_factory.mktemp("bases")
-    return {name: write_pipeline(root / name, shape) for name, shape in SHAPES.items()}
+
+    def built(name: str) -> Path:
+        return once(tmp_path_factory, f"base-{name}", lambda folder: write_pipeline(folder, SHAPES[name]))
+
+    return {name: built(name) for name in SHAPES}
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +64,11 @@ def base(bases: dict[str, BaseModel], shape: str) -> BaseModel:
 @pytest.fixture(scope="session")
 def bundles(bases: dict[str, BaseModel], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The bases as engine bundles; tests copy one before they change it."""
-    root = tmp_path_factory.mktemp("bundles")
-    return {name: export_onnx(base, root / name).root for name, base in bases.items()}
+
+    def built(name: str) -> Path:
+        return once(tmp_path_factory, f"bundle-{name}", lambda folder: export_onnx(bases[name], folder))
+
+    return {name: built(name) for name in bases}
 
 
 @pytest.fixture

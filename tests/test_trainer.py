@@ -163,12 +163,12 @@ def test_folding_adds_and_recompression_is_exact(base: BaseModel) -> None:
 def test_scores_sum_to_one_whatever_the_order(base: BaseModel) -> None:
     """DC scores sum to one, and permuting the labels permutes them."""
     generator = torch.Generator().manual_seed(0)
-    x0 = torch.randn(3, base.spec.channels, 8, 8, generator=generator)
+    x0 = torch.randn(4, base.spec.channels, 8, 8, generator=generator)
     e = base.encode_text(
         tokenize(base.spec.tokenizer, ["a", "b", "c"]), torch.zeros(0, base.spec.sites.weight.shape[1])
     )
     bank = base.spec.sites.project(e)
-    draw = draws(0, 1, tuple(x0.shape[1:]), 100, 900)
+    draw = draws(0, 2, tuple(x0.shape[1:]), 100, 900)
 
     def scores(order: list[int]) -> torch.Tensor:
         with torch.no_grad():
@@ -176,7 +176,7 @@ def test_scores_sum_to_one_whatever_the_order(base: BaseModel) -> None:
         return log_scores(error, temperature(error)).exp()
 
     straight, turned = scores([0, 1, 2]), scores([2, 0, 1])
-    assert torch.allclose(straight.sum(1), torch.ones(3), atol=1e-5)
+    assert torch.allclose(straight.sum(1), torch.ones(4), atol=1e-5)
     assert torch.allclose(straight[:, [2, 0, 1]], turned, atol=1e-4)
 
 

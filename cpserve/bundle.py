@@ -6,6 +6,7 @@
     kv_projections.safetensors   weight [W,d], the frozen K,V projections stacked in packing order
     vae_encoder.onnx             pictures [B,3,H,W] in [-1, 1] -> latents [B,4,h,w] of unit scale
     vae_decoder.onnx             the way back; the VAE's scaling factor is inside both graphs
+    unet.plan, vae_decoder.plan  the same for NVIDIA's GPUs, in a bundle made for TensorRT
     tokenizer/                   CLIP's tokenizer
 
 Knows how to read and verify one; does not know how one is made (`export`) or run (`engines`).

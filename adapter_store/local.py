@@ -36,7 +36,7 @@ class LocalStore:
 
     def head(self, name: str) -> int:
         """The newest version's number, 0 where there is none."""
-        matches = map(_VERSION_FILE.fullmatch, _listed(self._at.adapter(name)))
+        matches = map(_VERSION_FILE.fullmatch, _names_in(self._at.adapter(name)))
         return max((int(match[1]) for match in matches if match), default=0)
 
     def version(self, name: str, number: int) -> Version:
@@ -294,5 +294,9 @@ class LocalStore:
 
 def _listed(folder: Path) -> list[str]:
     """Names in a folder, sorted; what desktops leave there is none of ours."""
-    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(name for name in names if re.fullmatch(NAME_PATTERN, name))
+    return sorted(name for name in _names_in(folder) if re.fullmatch(NAME_PATTERN, name))
+
+
+def _names_in(folder: Path) -> list[str]:
+    # iterdir makes a path of each, a third of a listing's time
+    return os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208

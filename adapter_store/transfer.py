@@ -91,6 +91,10 @@ def push(local: LocalStore, hub: HubStore, name: str, repo: str, *, private: boo
         hub.tag(hub.resolve(Ref(repo, f"v{now.number}", hub=True)))
     pushed: list[int] = []
     for version in versions[now.number :]:
+        left = local.left(name, version.manifest.version)
+        if left:  # a fork of what was pulled: the rest comes from where that came from
+            origin = Ref.parse(f"{left.origin}@v{version.manifest.version}")
+            pull(local, hub, origin, name, for_training=True)
         for path in version.paths():
             version.read(path)  # so that nothing damaged is published
         paths = {entry.path: local.blob(entry.sha256) for entry in version.manifest.files}

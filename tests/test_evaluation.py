@@ -79,3 +79,6 @@ def test_the_command_writes_numbers_and_a_picture(tmp_path: Path) -> None:
     assert json.loads((out / "evaluation.json").read_text()) == value
     with Image.open(out / "versions.png") as sheet:
         assert sheet.size == (130, 130)
+    nowhere = CliRunner().invoke(main, ["eval", "default", "--store", store, "--pictures", str(tmp_path)])
+    assert nowhere.exit_code == 1
+    assert "pictures of none of cat, rocket" in nowhere.stderr

@@ -228,6 +228,16 @@ def test_the_same_versions_can_be_pushed_elsewhere(mine, hub):
     assert mine.version("hf://me/pets-2@v2").document == mine.version(f"{PETS}@v2").document
 
 
+def test_a_fork_of_what_was_pulled_brings_all_along(mine, other):
+    """Versions of which only the manifests are here are fetched on the way to the new repository."""
+    other.pull(PETS)
+    learn(other)
+    other.push("pets", "hf://me/fork")
+    assert mine.verify("hf://me/fork") == []
+    assert [m.version for m in mine.log("hf://me/fork")] == [4, 3, 2, 1]
+    assert content(mine.version("hf://me/fork@v1")) == files_of(1)
+
+
 def test_two_learners_from_one_head(mine, other, hub):
     """One wins; the other is told how to go on, keeps the version here, and loses nothing."""
     other.pull(PETS, for_training=True)

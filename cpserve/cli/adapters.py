@@ -7,43 +7,64 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpserve.cli._common import Common, common_options, examples
-from cpserve.cli._show import emit, pairs, table
+from cpserve.cli._adapters_hub import alias, pull, push
+from cpserve.cli._adapters_tools import convert, diff, gc, import_
+from cpserve.cli._common import Common, common_options, examples, hub_options
+from cpserve.cli._show import emit, note, pairs, table
 
 if TYPE_CHECKING:
     from cpserve.manifest import Manifest
 
 
-@click.group(epilog=examples("cpserve adapters list", "cpserve adapters log pets", "cpserve adapters rollback pets@v2"))
+@click.group(
+    epilog=examples(
+        "cpserve adapters list",
+        "cpserve adapters log pets",
+        "cpserve adapters rollback pets@v2",
+        "cpserve adapters push pets hf://user/my-pets",
+    )
+)
 def adapters() -> None:
-    """List, verify and roll back stored adapters."""
+    """Stored adapters, here and on the Hub: wherever a NAME or REF is asked for, hf://USER/REPO[@REF] is one, too."""
 
 
-@adapters.command("list", epilog=examples("cpserve adapters list", "cpserve adapters list --json"))
+for _command in (push, pull, alias, diff, gc, import_, convert):
+    adapters.add_command(_command)
+
+
+@adapters.command(
+    "list",
+    epilog=examples("cpserve adapters list", "cpserve adapters list --json", "cpserve adapters list hf://user/my-pets"),
+)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@hub_options
 @common_options
-def list_(common: Common) -> None:
-    """All adapters with their newest version."""
+def list_(common: Common, names: tuple[str, ...]) -> None:
+    """All adapters that are here, or those named, with their newest version."""
     store = common.store
-    heads = [store.version(name).manifest for name in store.names()]
-    value = [_summary(head) | {"aliases": store.aliases(head.name)} for head in heads]
-    rows = [(h.name, f"v{h.version}", _names(h), h.method, h.base.id) for h in heads]
+    named = names or tuple(store.names())
+    heads = [store.version(name).manifest for name in named]
+    value = [_summary(name, h) | {"aliases": store.aliases(name)} for name, h in zip(named, heads, strict=True)]
+    rows = [(n, f"v{h.version}", _names(h), h.method, h.base.id) for n, h in zip(named, heads, strict=True)]
     empty = f"{store.root} holds no adapter; learn one: cpserve train --concept ZIP"
     emit(value, table(("name", "newest", "concepts", "method", "base"), rows) if rows else empty, as_json=common.json)
 
 
-@adapters.command(epilog=examples("cpserve adapters log pets"))
+@adapters.command(epilog=examples("cpserve adapters log pets", "cpserve adapters log hf://user/my-pets"))
 @click.argument("name")
+@hub_options
 @common_options
 def log(common: Common, name: str) -> None:
     """All versions of an adapter, newest first."""
     manifests = common.store.log(name)
     rows = [(f"v{m.version}", m.created, m.method, _names(m)) for m in manifests]
     text = table(("version", "created", "method", "concepts"), rows)
-    emit([_summary(m) for m in manifests], text, as_json=common.json)
+    emit([_summary(name, m) for m in manifests], text, as_json=common.json)
 
 
 @adapters.command(epilog=examples("cpserve adapters show pets@v2", "cpserve adapters show pets --json"))
 @click.argument("ref")
+@hub_options
 @common_options
 def show(common: Common, ref: str) -> None:
     """What a version is: its concepts, settings, scores and files."""
@@ -61,16 +82,27 @@ def show(common: Common, ref: str) -> None:
     emit(value, "\n\n".join(parts), as_json=common.json)
 
 
-@adapters.command(epilog=examples("cpserve adapters verify", "cpserve adapters verify pets"))
+@adapters.command(
+    epilog=examples(
+        "cpserve adapters verify", "cpserve adapters verify pets", "cpserve adapters verify hf://user/my-pets --repair"
+    )
+)
 @click.argument("name", required=False)
+@click.option("--repair", is_flag=True, help="On the Hub: set tags that are missing or were moved.")
+@hub_options
 @common_options
 @click.pass_context
-def verify(ctx: click.Context, common: Common, name: str | None) -> None:
-    """Read every byte of one adapter, or of all, and name what is damaged; exit 1 if anything is."""
+def verify(ctx: click.Context, common: Common, name: str | None, repair: bool) -> None:
+    """Read every byte of one adapter, or of all that are here, and name what is damaged; exit 1 if anything is."""
+    if repair and name is None:
+        raise click.UsageError("--repair needs a NAME")
+    repaired = common.store.repair(name) if repair and name else []
     problems = common.store.verify(name)
     value = [{"ref": p.ref, "path": p.path, "what": p.what} for p in problems]
     count = 1 if name else len(common.store.names())
     text = "\n".join(p.what for p in problems) or f"{count} adapter{'' if count == 1 else 's'}, nothing damaged"
+    if repaired:
+        note(f"set {', '.join(repaired)} again")
     emit(value, text, as_json=common.json)
     if problems:
         ctx.exit(1)
@@ -78,6 +110,7 @@ def verify(ctx: click.Context, common: Common, name: str | None) -> None:
 
 @adapters.command(epilog=examples("cpserve adapters rollback pets@v2"))
 @click.argument("ref")
+@hub_options
 @common_options
 def rollback(common: Common, ref: str) -> None:
     """Store an older version again as the newest; nothing is lost."""
@@ -90,6 +123,7 @@ def rollback(common: Common, ref: str) -> None:
 @click.argument("ref")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--for-training", is_flag=True, help="Also what only learning the next concept needs.")
+@hub_options
 @common_options
 def checkout(common: Common, ref: str, folder: Path, for_training: bool) -> None:
     """Write a version as a folder that plain diffusers loads, with its samples and a card that says how."""
@@ -102,9 +136,9 @@ def _names(manifest: Manifest) -> str:
     return ", ".join(c.name for c in manifest.concepts)
 
 
-def _summary(manifest: Manifest) -> dict[str, Any]:
+def _summary(name: str, manifest: Manifest) -> dict[str, Any]:
     return {
-        "name": manifest.name,
+        "name": name,
         "version": manifest.version,
         "created": manifest.created,
         "method": manifest.method,

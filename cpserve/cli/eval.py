@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("ref", metavar="REF")
 @click.option(
     "--pictures",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="A folder for each concept, or a zip, with pictures of it that it was not learned from.",
 )
@@ -101,8 +101,12 @@ def _lineage(common: Common, ref: str) -> list[Adapter]:
 
 def _real(folder: Path, names: list[str]) -> dict[str, list[Image.Image]]:
     from cpserve.concept import read_concept
+    from cpserve.errors import ConceptError
 
     found = {n: next((p for p in (folder / n, folder / f"{n}.zip") if p.exists()), None) for n in names}
+    if not any(found.values()):
+        hint = f"name them after the concepts: {names[0]}.zip, or a folder {names[0]}"
+        raise ConceptError(f"{folder} holds pictures of none of {', '.join(names)}", hint=hint)
     return {n: [p.image for p in read_concept(path).pictures] for n, path in found.items() if path}
 
 

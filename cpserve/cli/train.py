@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpserve.cli._adapters_train import hub_training_options, learner
 from cpserve.cli._border import when_stopped
-from cpserve.cli._common import BASE, Common, base_option, common_options, examples, open_base
+from cpserve.cli._common import BASE, Common, base_option, common_options, examples, hub_options, open_base
 from cpserve.cli._show import emit, note, pairs, reporting, table
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class _Plan:
         "cpserve train --concept dog.zip --class-word dog",
         "cpserve train --concept rocket.zip --concept cat.zip --dry-run",
         "cpserve train --concept photos/ --name rex --adapter pets --config run.toml",
+        "cpserve train --concept cat.zip --adapter hf://user/my-pets --push",
     )
 )
 @click.option(
@@ -94,7 +96,9 @@ class _Plan:
 )
 @click.option("--name", metavar="NAME", help="The concept's name.  [default: the file's, without its ending]")
 @click.option("--class-word", metavar="WORD", help="The word for what it is, such as dog: learning starts from it.")
-@click.option("--adapter", default="default", show_default=True, metavar="NAME", help="The adapter that learns it.")
+@click.option(
+    "--adapter", default="default", show_default=True, metavar="NAME", help="What learns it; also hf://USER/REPO."
+)
 @base_option
 @click.option("--method", type=click.Choice(METHODS), help="What keeps earlier concepts from being forgotten.")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Steps for each concept.")
@@ -109,6 +113,8 @@ class _Plan:
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--restart", is_flag=True, help="Drop a run that was stopped.")
 @click.option("--dry-run", is_flag=True, help="Say what would be learned, with all settings, and write nothing.")
+@hub_training_options
+@hub_options
 @common_options
 def train(
     common: Common,
@@ -121,6 +127,9 @@ def train(
     resume: bool,
     restart: bool,
     dry_run: bool,
+    local: str | None,
+    push: bool,
+    fork: str | None,
     **given: Any,
 ) -> None:
     """Learn concepts in the order given, one new version each.
@@ -133,16 +142,14 @@ def train(
         raise click.UsageError("--resume and --restart exclude each other")
     from cpserve.concept import read_concept
     from cpserve.learning import clear_finished
-    from cpserve.manifest import check_name
 
-    head = common.store.head(check_name(adapter))
-    known = [c.name for c in common.store.version(adapter).manifest.concepts] if head else []
+    who = learner(common, adapter, local, push=push, fork=fork, dry_run=dry_run)
     if not restart:
-        clear_finished(common.store, adapter)
+        clear_finished(common.store, who.name)
     concepts = [read_concept(path, name=name, class_word=class_word) for path in paths]
-    _check_names(concepts, [] if resume else known)
+    _check_names(concepts, [] if resume else who.known)
     common.set_threads()
-    plan = _Plan(concepts, adapter, head, known, _settings(config, given), base or BASE)
+    plan = _Plan(concepts, who.name, who.head, who.known, _settings(config, given), base or BASE)
     if dry_run:
         emit(plan.json(), plan.text(), as_json=common.json)
         return
@@ -150,6 +157,7 @@ def train(
     for warning in dict.fromkeys(w for each in learned for w in each.warnings):
         note(warning)
     _tell(common, plan, learned)
+    who.push(common)
 
 
 def _check_names(concepts: Sequence[Concept], known: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from cpserve.prompts import tokenize
 from cpserve.score import draws, errors, log_scores, temperature
 from tests.lessons import QUICK, concept, learned
 from trainer import Progress, Record, learn
+from trainer.loop import faster_precision
 from trainer.lora import fold, fresh_factors, recompress, states
 from trainer.penalties.ewc import Anchor, fisher_information
 from trainer.penalties.null_space import extend_basis
@@ -280,3 +281,16 @@ def test_killed_at_any_moment_training_goes_on(
     assert store.head("pets") == 1
     straight = learned(base, tmp_path / "straight", LONG, "dog")
     assert head_adapter(store, "pets", base, "none").content_hash == straight.content_hash
+
+
+@pytest.mark.parametrize(
+    ("can", "dtype"),
+    [({"avx512_f": True, "avx512_bf16": False}, torch.float32), ({"amx_bf16": True}, torch.bfloat16)],
+)
+def test_bf16_only_where_the_cpu_multiplies_it(
+    can: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU with AVX-512 alone computes bf16 as well, at half of float32's speed."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    with faster_precision():
+        assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == dtype

@@ -21,6 +21,7 @@ from trainer.settings import Settings
 SAVE_EVERY_S = 5.0
 CAPTION_SHARE = 0.5  # of the rows of a picture with a caption; the others see the templates
 DIVERGED = 10.0  # times the lowest running loss
+NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")  # others compute it too, in twice float32's time
 
 Penalty = Callable[[Mapping[str, Tensor]], Tensor]
 """A scalar from the parameters by name."""
@@ -103,7 +104,8 @@ class Task:
 
 def faster_precision() -> AbstractContextManager[object]:
     """bf16 where the CPU multiplies it natively; on others it would be slower than float32."""
-    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001 - torch offers no public name for it
+    can = torch.cpu.get_capabilities()
+    if any(can.get(name) for name in NATIVE_BF16):
         return torch.autocast("cpu", torch.bfloat16)
     return nullcontext()
 

@@ -58,6 +58,31 @@ def square(image: Image.Image, side: int) -> Image.Image:
     return ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
 
 
+def labels_of(adapter: Adapter, judging: Judging) -> dict[str, str]:
+    """Each label that an answer may be, in order, and the prompt that stands for it.
+
+    Raises:
+        AdapterError: the adapter knows no concept.
+    """
+    concepts = adapter.manifest.concepts
+    if not concepts:
+        raise AdapterError("the adapter knows no concept yet", hint="teach one: cpserve train --concept ZIP")
+    named = {c.name: judging.template.format(c.token) for c in concepts}
+    return named | {NONE: GENERIC_PROMPT} if judging.none else named
+
+
+def latents_of(engine: Engine, images: Sequence[Image.Image]) -> Tensor:
+    """`[B,4,h,w]` of the middle squares of pictures."""
+    pixels = np.stack([np.asarray(square(i, engine.spec.pixels), dtype=np.float32) for i in images])
+    return engine.encode_pictures(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1)
+
+
+def draws_of(engine: Engine, judging: Judging, latents: Tensor) -> Draw:
+    """The draws that every picture and label sees, in pairs."""
+    length, looks = engine.spec.schedule.steps, max(1, judging.draws // 2)
+    return draws(judging.seed, looks, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
+
+
 @torch.no_grad()
 def classify(
     engine: Engine,
@@ -72,20 +97,14 @@ def classify(
         AdapterError: the adapter knows no concept, or does not fit the base.
     """
     judging = judging or Judging()
-    concepts = adapter.manifest.concepts
-    if not concepts:
-        raise AdapterError("the adapter knows no concept yet", hint="teach one: cpserve train --concept ZIP")
+    prompts = labels_of(adapter, judging)
     if not images:
         return []
-    spec = engine.spec
-    texts = [judging.template.format(c.token) for c in concepts]
-    texts += [GENERIC_PROMPT] * judging.none
-    bank, slots = engine.bank.packed([Prompt(text, adapter) for text in texts])
-    pixels = np.stack([np.asarray(square(i, spec.pixels), dtype=np.float32) for i in images])
-    latents = engine.encode_pictures(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1)
-    length, looks = spec.schedule.steps, max(1, judging.draws // 2)
-    plan = draws(judging.seed, looks, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
-    labels = [*(c.name for c in concepts), *[NONE] * judging.none]
+    labels = list(prompts)
+    bank, slots = engine.bank.packed([Prompt(text, adapter) for text in prompts.values()])
+    latents = latents_of(engine, images)
+    plan = draws_of(engine, judging, latents)
+    looks = len(plan.t) // 2
     active = np.ones((len(latents), len(labels)), bool)
     seen = np.full((looks, *active.shape), np.nan)
     for look in range(looks):

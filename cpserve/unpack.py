@@ -83,6 +83,15 @@ def examine(path: Path, limits: Limits) -> Generator[Picture | ConceptError]:
         yield from _findings(sorted(listing, key=lambda entry: (entry.folded, entry.name)), limits)
 
 
+def count_pictures(path: Path, limits: Limits) -> int:
+    """About how many pictures `examine` will come to, by names alone; 1 for what is neither a folder nor a sound zip."""
+    with ExitStack() as stack:
+        try:
+            return sum(1 for _ in islice(_listing(path, stack), limits.entries))
+        except Exception:  # noqa: BLE001 - as above
+            return 1
+
+
 @dataclass(frozen=True)
 class _Entry:
     """A file in a zip or folder that has not been opened; `packed` is the number of bytes it takes up there."""

@@ -93,6 +93,7 @@ def test_the_story(home: Path, folders: dict[str, Path], tmp_path: Path) -> None
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 3
     assert all(abs(sum(float(row[label]) for label in ("dog", "cat", "none of these")) - 1) < 1e-4 for row in rows)
+    assert {row["adapter"] for row in rows} == {"pets@v2"}
 
     assert [line.split()[0] for line in run("adapters", "log", "pets", *store).stdout.splitlines()] == [
         "version",

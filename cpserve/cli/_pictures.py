@@ -14,9 +14,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from cpserve.cli._border import writing
 from cpserve.errors import ConceptError
-from cpserve.unpack import LIMITS, Picture, examine
+from cpserve.unpack import LIMITS, Picture, count_pictures, examine
 
 ENTRIES = 10_000  # of one folder or zip to classify; they are read one at a time
+MANY = replace(LIMITS, entries=ENTRIES, total_bytes=ENTRIES * LIMITS.file_bytes)
 MARGIN = 2  # pixels between the pictures of a grid
 
 
@@ -32,6 +33,7 @@ def save(image: Image.Image, folder: Path, stem: str, made_by: Mapping[str, obje
     for key, value in settings.items():
         info.add_itxt(key, value)
     with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         path = next(p for p in _names(folder, stem) if not p.exists() or _settings(p, settings) == settings)
         image.save(path, "PNG", pnginfo=info)
     return path
@@ -64,9 +66,8 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
 
 def read(path: Path) -> Generator[tuple[str, Picture | ConceptError]]:
     """Pictures with their paths, of a folder, a zip or a single file, and in its place the refusal of what cannot be taken."""
-    limits = replace(LIMITS, entries=ENTRIES, total_bytes=ENTRIES * LIMITS.file_bytes)
     if path.is_dir() or path.suffix.lower() == ".zip" or not path.is_file():
-        for found in examine(path, limits):
+        for found in examine(path, MANY):
             whole = found.entry == str(path)  # what is wrong with a folder or zip itself
             yield str(path if whole else path / found.entry), found
         return
@@ -79,5 +80,10 @@ def read(path: Path) -> Generator[tuple[str, Picture | ConceptError]]:
             reason = f"{path} cannot be read: {error.strerror or error}"
             yield str(path), ConceptError(reason, hint="check its permissions", entry=path.name, rule="readable")
             return
-        for found in examine(Path(folder), limits):
+        for found in examine(Path(folder), MANY):
             yield str(path), found
+
+
+def total(paths: Sequence[Path]) -> int:
+    """About how many pictures `read` will come to, for progress."""
+    return sum(count_pictures(path, MANY) for path in paths)

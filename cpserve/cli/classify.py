@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cpserve.cli._border import writing
+from cpserve.cli._border import when_stopped
 from cpserve.cli._common import Common, common_options, engine_options, examples, hub_options, open_for, read_adapters
+from cpserve.cli._labels import LabelTable
 from cpserve.cli._show import emit, reporting, table
 
 if TYPE_CHECKING:
     from cpserve.adapter import Adapter
+    from cpserve.cli._labels import Labelled
     from cpserve.engine import Engine
-    from cpserve.recognition import Answer
+    from cpserve.recognition import Answer, Judging
     from cpserve.unpack import Picture
 
 AT_ONCE = 16  # pictures in memory
-
-Labelled = list[tuple[str, "Answer"]]
 
 
 @click.command(
     epilog=examples(
         "cpserve classify photo.jpg --adapter pets",
         "cpserve classify holiday/ more.zip --adapter pets@v2 --out labels.csv",
+        "cpserve classify holiday/ --adapter pets@v2 --out labels.csv --resume",
+        "cpserve classify photo.jpg --adapter pets --explain why",
     )
 )
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_DIR...")
@@ -40,7 +41,14 @@ Labelled = list[tuple[str, "Answer"]]
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="CSV",
-    help="Also write a table with the probability of every label.",
+    help="Also write a table with the probability of every label, row by row.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the table of a run that was stopped.")
+@click.option(
+    "--explain",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Also write for each picture which parts speak for its label and which for the next likeliest.",
 )
 @click.option(
     "--draws",
@@ -64,6 +72,8 @@ def classify(
     paths: tuple[Path, ...],
     ref: str,
     out: Path | None,
+    resume: bool,
+    explain: Path | None,
     draws: int | None,
     error: float | None,
     engine: str,
@@ -75,12 +85,22 @@ def classify(
     One of those that the adapter learned, or none of these, judged by nothing but the generator. What is no picture is
     refused and left out, and the exit code is then 1.
     """
+    if resume and not out:
+        raise click.UsageError("--resume goes with --out")
+    from cpserve.cli._pictures import total
+
     refused: list[dict[str, str]] = []
     with open_for(common, engine, bundle, base) as opened:
         name, adapter = read_adapters(common, opened, [ref])[ref]
-        labelled = _label(opened, adapter, _pictures(paths, refused), draws=draws, error=error)
-    if out:
-        _write(out, labelled)
+        judging = _judging(draws, error)
+        labels = _table(out, name, adapter, judging)
+        labelled = labels.begin(resume=resume) if labels else []
+        known, expected = {where for where, _ in labelled}, total(paths)
+        with reporting() as report:
+            new = ((where, p) for where, p in _pictures(paths, refused) if where not in known)
+            while batch := list(islice(new, AT_ONCE)):
+                labelled += _judge(opened, adapter, judging, batch, labels, explain)
+                report("pictures", len(labelled), max(expected, len(labelled)), "")
     value = {
         "adapter": name,
         "pictures": [
@@ -108,29 +128,50 @@ def _pictures(paths: Sequence[Path], refused: list[dict[str, str]]) -> Iterator[
                 yield where, found
 
 
-def _label(
-    engine: Engine, adapter: Adapter, pictures: Iterator[tuple[str, Picture]], draws: int | None, error: float | None
-) -> Labelled:
+def _judging(draws: int | None, error: float | None) -> Judging:
     from cpserve.recognition import Judging
-    from cpserve.recognition import classify as judge
 
     usual = Judging()
-    judging = Judging(draws=draws or usual.draws, error=usual.error if error is None else error)
-    labelled: Labelled = []
-    with reporting() as report:
-        while batch := list(islice(pictures, AT_ONCE)):
-            answers = judge(engine, [picture.image for _, picture in batch], adapter, judging)
-            labelled += zip([where for where, _ in batch], answers, strict=True)
-            report("pictures", len(labelled), len(labelled), "")
+    return replace(usual, draws=draws or usual.draws, error=usual.error if error is None else error)
+
+
+def _table(out: Path | None, name: str, adapter: Adapter, judging: Judging) -> LabelTable | None:
+    from cpserve.recognition import labels_of
+
+    return LabelTable(out, name, tuple(labels_of(adapter, judging))) if out else None
+
+
+def _judge(
+    engine: Engine,
+    adapter: Adapter,
+    judging: Judging,
+    batch: list[tuple[str, Picture]],
+    labels: LabelTable | None,
+    explain: Path | None,
+) -> Labelled:
+    """Label some pictures, write their rows, and explain them where that is asked for."""
+    from cpserve.recognition import classify as judge
+
+    with when_stopped(f"{labels.path} holds all that was judged; go on with --resume" if labels else ""):
+        answers = judge(engine, [picture.image for _, picture in batch], adapter, judging)
+        labelled = [(where, answer) for (where, _), answer in zip(batch, answers, strict=True)]
+        if explain:
+            for (where, picture), answer in zip(batch, answers, strict=True):
+                _explain(engine, adapter, judging, explain, where, picture, answer)
+    if labels:
+        labels.append(labelled)
     return labelled
 
 
-def _write(out: Path, labelled: Labelled) -> None:
-    labels = list(labelled[0][1].probabilities) if labelled else []
-    with writing(out), ExitStack() as stack:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sheet = csv.writer(stack.enter_context(out.open("w", newline="", encoding="utf-8", errors="surrogateescape")))
-        sheet.writerow(["picture", "label", "evaluations", *labels])
-        for where, answer in labelled:
-            chances = [f"{answer.probabilities[label]:.6f}" for label in labels]
-            sheet.writerow([where, answer.label, answer.evaluations, *chances])
+def _explain(
+    engine: Engine, adapter: Adapter, judging: Judging, folder: Path, where: str, picture: Picture, answer: Answer
+) -> None:
+    from cpserve.cli._pictures import save
+    from cpserve.explanation import difference, explained
+
+    others = {p: label for label, p in answer.probabilities.items() if label != answer.label}
+    if others:
+        second = others[max(others)]
+        cells = difference(engine, picture.image, adapter, (answer.label, second), judging)
+        said = {"picture": where, "label": answer.label, "second": second}
+        save(explained(picture.image, answer, cells, second), folder, Path(where).stem, said)

@@ -1,0 +1,96 @@
+"""The table of `classify --out`: rows are written as pictures are judged, so that a stopped run goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpserve.cli._border import writing
+from cpserve.errors import CpserveError
+
+if TYPE_CHECKING:
+    from cpserve.recognition import Answer
+
+Labelled = list[tuple[str, "Answer"]]
+FIXED = ("picture", "adapter", "label", "evaluations")  # the probability of every label follows
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """A CSV file of what one version of an adapter said of pictures."""
+
+    path: Path
+    adapter: str
+    labels: tuple[str, ...]
+
+    def begin(self, *, resume: bool) -> Labelled:
+        """What a stopped run had judged; the table is left with whole rows only.
+
+        Raises:
+            CpserveError: there is a table and it is not to be gone on with, or another adapter made it; or the disk refuses.
+        """
+        if self.path.exists() and not resume:
+            hint = "go on with it: --resume; or choose another --out"
+            raise CpserveError(f"{self.path} is there already", hint=hint)
+        judged = self._judged() if self.path.exists() else []
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            staged = self.path.with_name(f".{self.path.name}.part")
+            staged.write_bytes(_lines([(*FIXED, *self.labels)]) + self._rows(judged))
+            staged.replace(self.path)
+        return judged
+
+    def append(self, labelled: Labelled) -> None:
+        """Add rows, on the disk when this returns.
+
+        Raises:
+            CpserveError: the disk refuses.
+        """
+        with writing(self.path), self.path.open("ab") as file:
+            file.write(self._rows(labelled))
+
+    def _rows(self, labelled: Labelled) -> bytes:
+        return _lines(
+            [
+                (
+                    where,
+                    self.adapter,
+                    a.label,
+                    a.evaluations,
+                    *(f"{a.probabilities[label]:.6f}" for label in self.labels),
+                )
+                for where, a in labelled
+            ]
+        )
+
+    def _judged(self) -> Labelled:
+        text = self.path.read_bytes().decode("utf-8", "surrogateescape")
+        whole = text[: text.rfind("\n") + 1]  # a killed run's last row may be cut short
+        try:
+            head, *rows = csv.reader(io.StringIO(whole, newline=""))
+            makers = {row[1] for row in rows}
+            answers = [(row[0], self._answer(row)) for row in rows]
+        except (ValueError, KeyError, IndexError, csv.Error):
+            head, makers = [], set()
+        if tuple(head) != (*FIXED, *self.labels) or makers - {self.adapter}:
+            raise CpserveError(
+                f"{self.path} is no table of what {self.adapter} said", hint="choose another --out, or that adapter"
+            )
+        return answers
+
+    def _answer(self, row: Sequence[str]) -> Answer:
+        from cpserve.recognition import Answer
+
+        _, _, label, spent, *chances = row
+        p = dict(zip(self.labels, map(float, chances), strict=True))
+        return Answer(label, p[label], p, int(spent))
+
+
+def _lines(rows: Sequence[Sequence[object]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")  # file names may be any bytes

@@ -31,8 +31,13 @@ lint: $(READY)
 	$(BIN)/python tools/cli_reference.py --check
 	$(BIN)/python tools/wheel_contents.py
 
+# What needs pictures of your own or a person's eye is not here: photos.py and judge.py.
+BENCHMARKS := store latency swap teach forgetting
+
 bench: $(READY)
-	@set -e; for each in $(filter-out %/__init__.py,$(wildcard benchmarks/*.py)); do echo "== $$each"; $(BIN)/python $$each; done
+	$(BIN)/python tools/emoji64/sources.py
+	$(BIN)/python tools/emoji64/render.py
+	@set -e; for each in $(BENCHMARKS); do echo "== $$each"; $(BIN)/python benchmarks/$$each.py $(if $(filter forgetting,$$each),--quick); done
 
 clean:
 	rm -rf demo out build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage

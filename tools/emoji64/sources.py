@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-WORK = Path(os.environ.get("EMOJI64_WORK", "build/emoji64"))
+WORK = Path(os.environ.get("EMOJI64_WORK", Path(__file__).parents[2] / "build" / "emoji64"))
 SETS = WORK / "sets"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from cpserve.engine import Engine, on_grid
 from cpserve.features import Encoder
 from cpserve.measures import alignment, forgetting, mmd2, unit
 from cpserve.prompts import Prompt
-from cpserve.recognition import ROWS, Judging, classify, square
+from cpserve.recognition import ROWS, classify, judging_for, square
 
 EVALUATED = ("an emoji of {}", "a picture of {} on a yellow background", "{} on a orange background", "this is {}")
 """Wordings that are neither learned under nor protected."""
@@ -136,7 +136,7 @@ def _likeness(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _right(engine: Engine, version: Adapter, pictures: Sequence[Image.Image], name: str) -> float:
-    answers = classify(engine, pictures, version, Judging(none=False))
+    answers = classify(engine, pictures, version, replace(judging_for(engine.spec), none=False))
     return float(np.mean([answer.label == name for answer in answers]))
 
 

@@ -6,8 +6,11 @@ All pictures go through the same draws (t, eps), a pair of them a look; after ea
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cpserve.adapter import Adapter
+from cpserve.base import BaseSpec
 from cpserve.elimination import Race, ruled_out
 from cpserve.engine import Engine
 from cpserve.errors import AdapterError
@@ -24,14 +28,15 @@ from cpserve.score import Draw, draws, row_errors
 NONE = "none of these"
 GENERIC_PROMPT = "a photo"
 ROWS = 64  # of one UNet call
-SHARPNESS = 1.0  # of probabilities: odds fall by e for each standard error that a label is behind
+FITTED = "models/*/recognition.json"  # in this package, one beside each base that it was fitted on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judging:
     """How to judge: at most `draws` of (t, noise) a picture and label, an even number; labels go as soon as they are ruled out at
     the `error` rate (0: never). Timesteps from `low` to `high` as shares of the schedule's length. `none`: whether "none of
-    these" may be the answer.
+    these" may be the answer; its errors count `none_scale` times. A label's odds fall by e for each `1 / sharpness` standard
+    errors that it is behind.
     """
 
     draws: int = 16
@@ -41,6 +46,16 @@ class Judging:
     seed: int = 0
     template: str = "a photo of {}"
     none: bool = True
+    none_scale: float = 1.0
+    sharpness: float = 1.0
+
+
+def judging_for(spec: BaseSpec) -> Judging:
+    """The defaults, with what was fitted on the very weights of the base, if that was done."""
+    weights = spec.entry.fingerprint.weights
+    known = [json.loads(path.read_text()) for path in Path(__file__).parent.glob(FITTED)]
+    fitted: dict[str, Any] = next((one["judging"] for one in known if one["weights"] == weights), {})
+    return Judging(**fitted)
 
 
 @dataclass(frozen=True)
@@ -83,7 +98,6 @@ def draws_of(engine: Engine, judging: Judging, latents: Tensor) -> Draw:
     return draws(judging.seed, looks, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
 
 
-@torch.no_grad()
 def classify(
     engine: Engine,
     images: Sequence[Image.Image],
@@ -96,30 +110,51 @@ def classify(
     Raises:
         AdapterError: the adapter knows no concept, or does not fit the base.
     """
-    judging = judging or Judging()
+    judging = judging or judging_for(engine.spec)
+    labels = list(labels_of(adapter, judging))
+    seen = measure(engine, images, adapter, judging, progress)
+    return [_answer(seen[:, picture], labels, judging.sharpness) for picture in range(len(images))]
+
+
+@torch.no_grad()
+def measure(
+    engine: Engine,
+    images: Sequence[Image.Image],
+    adapter: Adapter,
+    judging: Judging,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Each picture's errors under each label, `[looks,pictures,labels]` float64, the mean of a pair of draws a look.
+
+    NaN where a label had been ruled out before.
+
+    Raises:
+        AdapterError: the adapter knows no concept, or does not fit the base.
+    """
     prompts = labels_of(adapter, judging)
+    looks = max(1, judging.draws // 2)
+    seen = np.full((looks, len(images), len(prompts)), np.nan)
     if not images:
-        return []
-    labels = list(prompts)
+        return seen
     bank, slots = engine.bank.packed([Prompt(text, adapter) for text in prompts.values()])
     latents = latents_of(engine, images)
     plan = draws_of(engine, judging, latents)
-    looks = len(plan.t) // 2
-    active = np.ones((len(latents), len(labels)), bool)
-    seen = np.full((looks, *active.shape), np.nan)
+    scale = np.array([judging.none_scale if label == NONE else 1.0 for label in prompts])
+    active = np.ones(seen.shape[1:], bool)
     for look in range(looks):
         going = active & (active.sum(1, keepdims=True) > 1) if look else active
         if not going.any():
             break
         pair = Draw(plan.t[2 * look : 2 * look + 2], plan.noise[2 * look : 2 * look + 2])
         seen[look][going] = _pair_errors(engine, bank, slots, latents, going, pair)
+        seen[look] *= scale
         for picture in np.flatnonzero(going.any(1)):
             race = Race(seen[: look + 1, picture])
             active[picture] = race.active & ~ruled_out(race, judging.error, looks) if judging.error else race.active
         if progress:
             done = (active.sum(1) == 1).sum() if look + 1 < looks else len(latents)
             progress(int(done), len(latents))
-    return [_answer(seen[:, picture], labels) for picture in range(len(latents))]
+    return seen
 
 
 def _pair_errors(
@@ -140,14 +175,14 @@ def _pair_errors(
     return both
 
 
-def _answer(seen: np.ndarray, labels: list[str]) -> Answer:
+def _answer(seen: np.ndarray, labels: list[str], sharpness: float) -> Answer:
     """From a picture's errors `[looks,labels]`: each label is judged by its margin at its last look."""
     spent = ~np.isnan(seen)
     last = spent.sum(0)
     race = Race(seen[: last.max()])
     margins = np.array([Race(seen[:n]).margins()[i] for i, n in enumerate(last)])
     margins[race.leader] = 0.0
-    odds = np.exp(-SHARPNESS * margins)
+    odds = np.exp(-sharpness * margins)
     p = odds / odds.sum()
     best = race.leader
     return Answer(labels[best], float(p[best]), dict(zip(labels, p.tolist(), strict=True)), 2 * int(spent.sum()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cpserve.base import BaseModel
+from cpserve import recognition
+from cpserve.base import BaseModel, load_base
 from cpserve.elimination import Race, ruled_out, student_quantile
 from cpserve.engines.eager import EagerEngine
-from cpserve.recognition import Judging, classify
+from cpserve.recognition import FITTED, NONE, Judging, classify, judging_for
 from cpserve.score import draws
 from tests.lessons import QUICK, learned
 
@@ -94,3 +96,24 @@ def test_answers_do_not_depend_on_the_batch(bases: dict[str, BaseModel], tmp_pat
         assert (one.label, one.evaluations) == (other.label, other.evaluations)
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-2)
     assert all(4 * 4 <= a.evaluations <= 12 * 4 for a in together)
+
+
+def test_what_was_fitted_holds_for_those_weights_alone(bases: dict[str, BaseModel]) -> None:
+    """Another base is judged by the defaults; what ships beside the built-in base speaks of that very model."""
+    assert judging_for(bases["sd21"].spec) == Judging()
+    builtin = load_base().spec
+    for path in Path(recognition.__file__).parent.glob(FITTED):
+        said = json.loads(path.read_text())
+        assert said["weights"] == builtin.entry.fingerprint.weights
+        assert judging_for(builtin) == Judging(**said["judging"])
+
+
+def test_none_of_these_is_as_likely_as_it_is_scaled(bases: dict[str, BaseModel], tmp_path: Path) -> None:
+    """With its errors counted for nothing every picture shows none of these, counted tenfold no picture does."""
+    base = bases["sd21"]
+    adapter = learned(base, tmp_path, QUICK, "dog", "cat")
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    with EagerEngine(base) as engine:
+        said = [classify(engine, [image], adapter, Judging(draws=4, none_scale=s))[0].label for s in (0.0, 10.0)]
+    assert said[0] == NONE
+    assert said[1] != NONE

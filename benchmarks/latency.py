@@ -28,7 +28,6 @@ import cpserve
 from benchmarks.timing import interleaved, keep, medians, peak
 from cpserve.base import BUILTIN, BaseModel
 from cpserve.engine import Engine, open_engine
-from cpserve.engines.openvino import OpenvinoEngine
 from cpserve.sample import starting_noise
 from export.build import plan_export
 from export.target import Target
@@ -97,8 +96,6 @@ def engines(base: BaseModel, asked: argparse.Namespace, folder: Path) -> dict[st
         if not any(word in name for word in asked.without):
             bundle = plan_export(base, folder / name.replace(" ", "-"), target).execute()
             made[name] = open_engine(bundle=bundle.root, threads=asked.threads)
-            if target.precision == "bfloat16" and torch.get_num_threads() > 1:
-                made[f"{name} 2 streams"] = OpenvinoEngine(bundle.root, asked.threads, streams=2)
     return made
 
 
@@ -126,7 +123,7 @@ def report(draws: dict[str, Draw], asked: argparse.Namespace, row_flops: float, 
         share = done / took / best["bf16" if "bf16" in name else "fp32"]
         rows[name] = {"s": took, "off": off[name], "share_of_peak": round(share, 3)}
         print(
-            f"{count:3d}  {name:31s} {took * 1000:9.1f} ms  {default / took:5.2f}x defaults  {fastest / took:5.2f}x fastest"
+            f"{count:3d}  {name:26s} {took * 1000:9.1f} ms  {default / took:5.2f}x defaults  {fastest / took:5.2f}x fastest"
             f"  off {off[name]:.2f}  {100 * share:4.1f} % of peak",
             flush=True,
         )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from PIL import Image
 
 from cpserve.adapter import Adapter
@@ -15,7 +14,7 @@ from cpserve.engine import Engine, on_grid
 from cpserve.features import Encoder
 from cpserve.measures import alignment, forgetting, mmd2, unit
 from cpserve.prompts import Prompt
-from cpserve.recognition import ROWS, classify, judging_for, square
+from cpserve.recognition import ROWS, classify, judging_for, latents_of
 
 EVALUATED = ("an emoji of {}", "a picture of {} on a yellow background", "{} on a orange background", "this is {}")
 """Wordings that are neither learned under nor protected."""
@@ -91,11 +90,12 @@ def evaluate(
     tokens, n = versions[-1].tokens, len(versions)
     features: dict[int, dict[int, np.ndarray]] = {}
     pictures: dict[int, dict[int, list[Image.Image]]] = {}
-    drift, dc, prior = [], {}, unit(encode(draw(engine, UNRELATED, None, steps)))
+    seeds = len(EVALUATED) * each
+    drift, dc, prior = [], {}, unit(encode(draw(engine, UNRELATED, None, steps, seeds)))
     known = {i: encode(rendered(engine, real[name])) for i, name in enumerate(concepts) if real.get(name)}
     for j, version in enumerate(versions):
         texts = [[wording.format(token) for wording in EVALUATED for _ in range(each)] for token in tokens[: j + 1]]
-        drawn = draw(engine, [*(text for group in texts for text in group), *UNRELATED], version, steps, len(texts[0]))
+        drawn = draw(engine, [*(text for group in texts for text in group), *UNRELATED], version, steps, seeds)
         rows = encode(drawn).reshape(len(drawn), -1)
         groups = rows[: -len(UNRELATED)].reshape(j + 1, len(texts[0]), -1)
         features[j] = dict(enumerate(groups))
@@ -123,12 +123,8 @@ def rendered(engine: Engine, pictures: Sequence[Image.Image]) -> list[Image.Imag
 
     An encoder trained on photographs would otherwise judge sharpness before anything else.
     """
-    made = []
-    for start in range(0, len(pictures), ROWS):
-        part = [np.asarray(square(p, engine.spec.pixels), np.float32) for p in pictures[start : start + ROWS]]
-        pixels = torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2) / 127.5 - 1
-        made += [Image.fromarray(p.numpy()) for p in on_grid(engine.decode(engine.encode_pictures(pixels)))]
-    return made
+    parts = (pictures[start : start + ROWS] for start in range(0, len(pictures), ROWS))
+    return [Image.fromarray(p.numpy()) for part in parts for p in on_grid(engine.decode(latents_of(engine, part)))]
 
 
 def _likeness(a: np.ndarray, b: np.ndarray) -> float:
@@ -136,14 +132,12 @@ def _likeness(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _right(engine: Engine, version: Adapter, pictures: Sequence[Image.Image], name: str) -> float:
-    answers = classify(engine, pictures, version, replace(judging_for(engine.spec), none=False))
+    answers = classify(engine, pictures, version, replace(judging_for(engine.spec), none=False, template=EVALUATED[0]))
     return float(np.mean([answer.label == name for answer in answers]))
 
 
-def draw(
-    engine: Engine, texts: Sequence[str], adapter: Adapter | None, steps: int, cycle: int | None = None
-) -> list[Image.Image]:
+def draw(engine: Engine, texts: Sequence[str], adapter: Adapter | None, steps: int, cycle: int) -> list[Image.Image]:
     """One picture a text; seeds count up and begin again every `cycle`, so that each concept has the same ones."""
-    seeds = [i % (cycle or len(texts)) for i in range(len(texts))]
+    seeds = [i % cycle for i in range(len(texts))]
     made = generate(engine, [Prompt(t, adapter) for t in texts], seeds, Drawing(guidance=3.0, steps=steps))
     return [d.image for d in made]

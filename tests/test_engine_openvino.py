@@ -74,17 +74,6 @@ def test_each_shape_is_built_once(bundle: Path) -> None:
         assert engine.builds["unet"] == 2
 
 
-def test_rows_side_by_side_are_the_same_rows(bundle: Path) -> None:
-    """Cut into parts that run at the same time, a call of any length gives what it gives in one piece."""
-    with OpenvinoEngine(bundle, threads=1) as whole, OpenvinoEngine(bundle, threads=2, streams=2) as parts:
-        for count in (1, 2, 5):
-            z = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(count))
-            t = torch.linspace(950, 3, count).round()
-            bank, slot = whole.bank.packed([Prompt("a" * i) for i in range(count)])
-            results = [engine.denoise(z, t, bank, slot) for engine in (whole, parts)]
-            torch.testing.assert_close(*results, atol=0.05, rtol=0)
-
-
 def test_a_size_that_was_not_compiled_is_refused(bundle: Path) -> None:
     """A side outside the bundle's is a clear error, never a silent build."""
     with OpenvinoEngine(bundle, threads=1) as engine:

@@ -47,6 +47,13 @@ def test_every_version_is_measured_on_every_concept_it_knows(made: Evaluation) -
     assert all(d > 0 for d in made.drift)
 
 
+def test_what_changes_nothing_does_not_drift(bases: dict[str, BaseModel], tmp_path: Path) -> None:
+    """A version without a LoRA draws unrelated prompts exactly as the base does."""
+    dog = replace(learned(bases["sd21"], tmp_path, QUICK, "dog"), lora={})
+    with EagerEngine(bases["sd21"]) as engine:
+        assert evaluate(engine, [dog], colours, {}, each=1, steps=2).drift == [pytest.approx(0, abs=1e-6)]
+
+
 def test_only_what_has_real_pictures_is_compared_with_them(made: Evaluation) -> None:
     """Alignment, A_MMD and DC accuracy stand for the concept that has pictures, and the summary says what is missing."""
     assert made.alignment == {0: {}, 1: {1: pytest.approx(made.alignment[1][1])}}

@@ -147,7 +147,28 @@ def test_every_method_resumes_bit_for_bit(base: BaseModel, taught: Taught, tmp_p
             learn(base, concept("cat", 1), first, settings, record, past=[first], resume=True, progress=stop)
     resumed = learn(base, concept("cat", 1), first, settings, record, past=[first], resume=True, progress=stop)
     assert resumed.content_hash == straight.content_hash
-    assert {k: set(v) for k, v in resumed.training.items()} == {k: set(v) for k, v in straight.training.items()}
+    assert resumed.training.keys() == straight.training.keys()
+    for kind, tensors in straight.training.items():
+        assert resumed.training[kind].keys() == tensors.keys()
+        assert all(torch.equal(resumed.training[kind][name], tensor) for name, tensor in tensors.items())
+
+
+def test_factors_that_are_moved_on_keep_their_rank(base: BaseModel, tmp_path: Path) -> None:
+    """Another rank asked for later changes nothing, and the version says the rank that it has."""
+    first = learned(base, tmp_path, replace(QUICK, method="none"), "dog")
+    other = replace(QUICK, method="none", rank=QUICK.rank + 2)
+    second = learn(base, concept("cat", 1), first, other, Record(tmp_path / "cat"))
+    assert second.manifest.settings["rank"] == QUICK.rank
+    assert {k: t.shape for k, t in second.lora.items()} == {k: t.shape for k, t in first.lora.items()}
+
+
+def test_concepts_start_from_different_tokens(base: BaseModel, tmp_path: Path) -> None:
+    """Two concepts of one sequence and one class word do not begin as one and the same word."""
+    still = replace(QUICK, token_rate=0.0)
+    one = learned(base, tmp_path / "one", still, "dog")
+    two = learned(base, tmp_path / "two", still, "dog", "cat")
+    assert torch.equal(one.embeddings["<dog>"], two.embeddings["<dog>"])
+    assert not torch.equal(two.embeddings["<dog>"], two.embeddings["<cat>"])
 
 
 def test_captions_are_learned_under(base: BaseModel, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ TEMPERATURE_DRAWS = 8
 
 @dataclass(frozen=True, eq=False)
 class Consolidation:
-    """`e [L,S,d]` are the states of {c_0, past concepts in order, c_n}; `new` and `past[j]` their packed K,V `[L,S,W]` under
-    teacher 1 and under the version that concept j was learned in.
+    """`e [L,S,d]` are the states of {c_0, past concepts in order, c_n}, `new [L,S,W]` their packed K,V under teacher 1;
+    `past[j] [3,S,W]` are those of c_0, concept j and c_n under the version that concept j was learned in.
     """
 
     task: Task
@@ -44,7 +44,7 @@ class Consolidation:
         x0, draw = self.task.draw(settings.dsc_batch, generator)
         with torch.no_grad():
             first = self._eps(self.new[labels], x0, draw)
-            second = self._eps(self.past[which][labels], x0, draw)
+            second = self._eps(self.past[which], x0, draw)
         student = self._eps(self.task.trainable.packed(self.e[labels]), x0, draw)
         log_p = log_scores(squared(student, draw), self.tau)
         agree = [-(log_scores(squared(t, draw), self.tau).exp() * log_p).sum(1).mean() for t in (first, second)]
@@ -62,7 +62,10 @@ def consolidation(task: Task, tokens: Sequence[str], past: Sequence[Adapter]) ->
     with torch.no_grad():
         e = states(base, tokenize(base.spec.tokenizer, texts, tokens), task.earlier, trainable.token).detach()
         new = trainable.packed(e).detach()
-        taught = [base.spec.sites.project(e, {k: t.float() for k, t in version.lora.items()}) for version in past]
+        taught = [
+            base.spec.sites.project(e[[0, 1 + j, -1]], {k: t.float() for k, t in version.lora.items()})
+            for j, version in enumerate(past)
+        ]
         x0, draw = task.draw(TEMPERATURE_DRAWS, task.generator(0, stream=2))
         eps = predictions(task.denoise(new), base.spec.schedule, x0, draw, torch.arange(len(e)))
         tau = temperature(squared(eps, draw))

@@ -12,7 +12,7 @@ from trainer.loop import Task
 from trainer.lora import states
 from trainer.penalties.ewc import fisher_information
 from trainer.penalties.ewc_dc import fisher_loss
-from trainer.settings import GENERIC_PROMPT
+from trainer.settings import GENERIC_PROMPT, TEMPLATES
 
 TEMPERATURE_DRAWS = 8
 
@@ -44,6 +44,6 @@ def fisher(task: Task, rivals: Tensor) -> tuple[dict[str, Tensor], float]:
 
 
 def sampled_rivals(tokens: Sequence[str], count: int, seed: int) -> list[str]:
-    """The generic prompt and at most `count` of the seen tokens, drawn at random."""
+    """The generic prompt and those of at most `count` seen tokens, drawn at random, worded as the new concept's is."""
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [GENERIC_PROMPT, *(tokens[i] for i in order[:count])]
+    return [GENERIC_PROMPT, *(TEMPLATES[0].format(tokens[i]) for i in order[:count])]

@@ -40,10 +40,6 @@ class Trainable:
             mine = {k: t @ self.complement if ".lora_A." in k else t for k, t in mine.items()}
         return fold(self.frozen, mine)
 
-    def parameters(self) -> dict[str, Tensor]:
-        """Everything that the optimiser moves, by name."""
-        return {"token": self.token, **self.factors}
-
 
 def fold(first: Tensors, second: Tensors) -> dict[str, Tensor]:
     """The LoRA whose change is the sum of both: `[B1 B2] [A1; A2]`."""
@@ -55,7 +51,7 @@ def fold(first: Tensors, second: Tensors) -> dict[str, Tensor]:
 
 
 def recompress(sites: KVSites, lora: Tensors) -> dict[str, Tensor]:
-    """The same change at the smallest rank: exact, by QR, wherever the rank has passed what `C x d` can hold."""
+    """The same change at the smallest rank: exact, by SVD, wherever the rank has passed what `C x d` can hold."""
     made = dict(lora)
     for site, projection, _ in sites.parts:
         a_key, b_key = site.key(projection, "A"), site.key(projection, "B")
@@ -74,6 +70,11 @@ def fresh_factors(sites: KVSites, rank: int, seed: int) -> dict[str, Tensor]:
         made[site.key(projection, "A")] = torch.randn(rank, d, generator=generator) / d**0.5
         made[site.key(projection, "B")] = torch.zeros(site.width, rank)
     return made
+
+
+def rank_of(lora: Tensors) -> int:
+    """The largest rank of any layer; 0 of no LoRA."""
+    return max((len(t) for k, t in lora.items() if ".lora_A." in k), default=0)
 
 
 def start_token(base: BaseModel, class_word: str | None, seed: int) -> Tensor:

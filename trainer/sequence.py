@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import torch
@@ -21,7 +21,7 @@ from trainer.fisher import fisher, sampled_rivals
 from trainer.images import digest, encode_concept, encode_pictures
 from trainer.learned import own_accuracy
 from trainer.loop import Penalty, Progress, Stage, Task, optimise
-from trainer.lora import Trainable, recompress, start_token, states, trainable
+from trainer.lora import Trainable, rank_of, recompress, start_token, states, trainable
 from trainer.methods import BY_NAME, Method
 from trainer.penalties.c_lora import Overlap, updates
 from trainer.penalties.ewc import Anchor, decay
@@ -140,6 +140,10 @@ def learn(
         TrainingError: the concept cannot be learned next, another run is unfinished, or training broke down.
     """
     check_method(start, settings)
+    if settings.prior_weight and not prior:
+        raise TrainingError("prior_weight needs pictures of the class", hint="pass `prior`, or leave prior_weight at 0")
+    if start.lora and not BY_NAME[settings.method].fresh:  # its own factors are moved on, whatever rank was asked for
+        settings = replace(settings, rank=rank_of(start.lora))
     lesson = Lesson(base, start, check_new(base, start, concept), concept.captions, settings, past)
     if lesson.method.consolidate and len(past) != len(start.tokens):
         raise TrainingError(
@@ -162,7 +166,7 @@ def learn(
             )
     else:
         latents = {"latents": encode_concept(base, concept, settings.variants, settings.seed)}
-        if settings.prior_weight and prior:
+        if prior and settings.prior_weight:
             drawn = prior(class_prompt(concept.class_word), settings.prior_pictures)
             latents["prior"] = encode_pictures(base, drawn)
         record.begin(run, latents)
@@ -201,10 +205,10 @@ def _learn(lesson: Lesson, record: Record, progress: Callable[[Progress], None] 
 
 def _task(lesson: Lesson, latents: dict[str, Tensor]) -> Task:
     base, start, settings, method = lesson.base, lesson.start, lesson.settings, lesson.method
-    token = start_token(base, lesson.entry.class_word, settings.seed)
+    seed = settings.seed + len(start.tokens)
+    token = start_token(base, lesson.entry.class_word, seed)
     earlier = start.extra_rows(len(token))
     protected = _protected_basis(lesson, earlier, token) if method.protect else None
-    seed = settings.seed + len(start.tokens)
     model = trainable(base, start, token, settings.rank, seed, protected, fresh=method.fresh)
     return Task(
         base,
@@ -245,7 +249,7 @@ def _protected_basis(lesson: Lesson, earlier: Tensor, token: Tensor) -> Tensor:
 @torch.no_grad()
 def _measured(lesson: Lesson, task: Task, lora: Tensors) -> dict[str, float]:
     """Of this lesson, whatever the method: how far the K,V of earlier prompts moved, how large the update is (the sum of
-    `|B A|`), and in how many draws the concept's own pictures were told from the others.
+    `|B A|`), and how many of the concept's own pictures were told from the others.
     """
     sites, before = lesson.base.spec.sites, {k: t.float() for k, t in lesson.start.lora.items()}
     ids = lesson.ids(_protected_texts(lesson.start.tokens))

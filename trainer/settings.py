@@ -29,7 +29,7 @@ class Settings:
     """Rank r of the K,V factors of one concept; alpha == r."""
     steps: int = 300
     """Optimiser steps a concept."""
-    batch: int = 16
+    batch: int = 8
     """Rows a step."""
     factor_rate: float = 2e-3
     """AdamW's rate for the factors A and B."""
@@ -50,7 +50,7 @@ class Settings:
     dc_delta: float = 1.0
     """EWC-DC's weight of the diffusion-classifier terms in the Fisher's loss [O]."""
     dc_concepts: int = 5
-    """Seen concepts that a draw compares with, k [F]."""
+    """Seen concepts that EWC-DC's scores compare with, k [F]; drawn once a concept [O]."""
     dsc_steps: int = 60
     """DSC's optimiser steps after learning [O]; each runs the UNet on 9 rows a picture, 3 of them with gradients."""
     dsc_batch: int = 8
@@ -77,7 +77,9 @@ class Settings:
             raise TrainingError(f"seed is {self.seed}", hint="seed lies between 0 and 4294967295")
         if any(isinstance(v, float) and not math.isfinite(v) for v in asdict(self).values()):
             raise TrainingError("a setting is no finite number", hint="look at the numbers in --config")
-        for name in ("rank", "steps", "batch", "variants", "fisher_draws", "dsc_steps", "dsc_batch"):
+        if any(isinstance(v, float) and v < 0 for v in asdict(self).values()):
+            raise TrainingError("a rate or weight is negative", hint="look at the numbers in --config")
+        for name in ("rank", "steps", "batch", "variants", "fisher_draws", "dsc_steps", "dsc_batch", "prior_pictures"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}", hint=f"{name} counts from 1")
 

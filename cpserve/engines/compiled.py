@@ -9,7 +9,6 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,19 +77,12 @@ class CompiledEngine(Engine):
         self, graph: str, inputs: Sequence[Tensor], arranged: Callable[..., tuple[Tensor, ...]] = lambda *rows: rows
     ) -> Tensor:
         """A graph on slices of row-wise inputs; `arranged` makes the graph's inputs of a slice."""
-        calls = []
-        for rows in self._slices(len(inputs[0])):
+        parts = []
+        for rows in slices(len(inputs[0]), self.rows):
             given = [filled(x[rows], self.rows) for x in inputs]
             runner = self._runner(graph, tuple(given[0].shape) if self.rows else ANY)
-            calls.append((runner, arranged(*given), rows.stop - rows.start))
-        parts = self._map(lambda call: call[0](*call[1])[: call[2]], calls)
+            parts.append(runner(*arranged(*given))[: rows.stop - rows.start])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _slices(self, rows: int) -> Iterator[slice]:
-        return slices(rows, self.rows)
-
-    def _map(self, call: Callable[[Any], Tensor], calls: list[Any]) -> list[Tensor]:
-        return [call(one) for one in calls]
 
     def _runner(self, graph: str, shape: Shape) -> Runner:
         if self._closed:

@@ -6,15 +6,12 @@ fusions out (measured on the built-in base's UNet: two to three times slower at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cpserve.engines.compiled import ANY, CompiledEngine, Runner, Shape, slices
+from cpserve.engines.compiled import ANY, CompiledEngine, Runner, Shape
 from cpserve.errors import EngineError
 
 DEVICE = "CPU"
@@ -28,28 +25,6 @@ class OpenvinoEngine(CompiledEngine):
     """One compiled model for each graph and shape; slots, prompts and adapters are free."""
 
     kind = "openvino"
-
-    def __init__(self, path: Path, threads: int | None = None, streams: int = 1) -> None:
-        """With `streams` a call's rows are cut into so many parts, which run side by side on a share of the `threads` each.
-
-        Raises:
-            EngineError: the folder is no sound bundle, or OpenVINO is not installed.
-        """
-        self.streams = streams
-        self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
-        super().__init__(path, threads)
-
-    def close(self) -> None:
-        super().close()
-        if self._pool:
-            self._pool.shutdown()
-
-    def _slices(self, rows: int) -> Iterator[slice]:
-        share = -(-rows // self.streams)
-        return slices(rows, tuple(n for n in self.rows if n <= share) or self.rows[:1])
-
-    def _map(self, call: Callable[[Any], Tensor], calls: list[Any]) -> list[Tensor]:
-        return list(self._pool.map(call, calls)) if self._pool and len(calls) > 1 else super()._map(call, calls)
 
     def _load(self) -> None:
         self._core = load_core()
@@ -69,22 +44,16 @@ class OpenvinoEngine(CompiledEngine):
         }
         if self.threads:
             hints["INFERENCE_NUM_THREADS"] = str(self.threads)
-        if self.streams > 1:
-            hints["NUM_STREAMS"] = str(self.streams)
         return self._core.compile_model(model, DEVICE, hints)
 
     def _build(self, graph: str, shape: Shape) -> Runner:
-        model = self.compiled(graph, shape)
-        requests = [model.create_infer_request() for _ in range(self.streams)]
+        request = self.compiled(graph, shape).create_infer_request()
 
         def run(*inputs: Tensor) -> Tensor:
             given = [t.detach().contiguous().numpy() for t in inputs]
-            request = requests.pop()  # there is one for every part that runs at a time
             request.infer(given, share_inputs=True)
             # a copy: the request writes its next output into the same memory
-            output = torch.from_numpy(request.get_output_tensor(0).data.copy())
-            requests.append(request)
-            return output
+            return torch.from_numpy(request.get_output_tensor(0).data.copy())
 
         return run
 

@@ -12,6 +12,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+SMALLEST = 1e-6  # error rate; beyond it the quantile is no more than a guess
+
 
 @dataclass(frozen=True, eq=False)
 class Race:
@@ -59,7 +61,7 @@ def ruled_out(race: Race, error: float, looks: int) -> np.ndarray:
     degrees = (len(race.errors) - 1) * max(1, active - 1)
     if len(race.errors) < 2 or degrees < 3 or active < 2:
         return ~race.active
-    gone: np.ndarray = race.margins() > student_quantile(1 - error / (looks * (active - 1)), degrees)
+    gone: np.ndarray = race.margins() > student_quantile(1 - max(error, SMALLEST) / (looks * (active - 1)), degrees)
     return gone
 
 

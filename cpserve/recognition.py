@@ -103,7 +103,6 @@ def classify(
     images: Sequence[Image.Image],
     adapter: Adapter,
     judging: Judging | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
     """Label each picture with one of the adapter's concepts or `NONE`.
 
@@ -112,7 +111,7 @@ def classify(
     """
     judging = judging or judging_for(engine.spec)
     labels = list(labels_of(adapter, judging))
-    seen = measure(engine, images, adapter, judging, progress)
+    seen = measure(engine, images, adapter, judging)
     return [_answer(seen[:, picture], labels, judging.sharpness) for picture in range(len(images))]
 
 

@@ -47,7 +47,7 @@ def write_plan(onnx: Path, out: Path, wanted: list[Profile], gpus: tuple[str, ..
         for name, shape in shapes.items():
             profile.set_shape(name, shape, shape, shape)
         config.add_optimization_profile(profile)
-    if gpus:
+    if gpus and ahead_of_time(trt):
         config.num_compute_capabilities = len(gpus)
         for i, gpu in enumerate(gpus):
             config.set_compute_capability(getattr(trt.ComputeCapability, gpu.upper()), i)

@@ -78,7 +78,7 @@ def _trt(target: Target) -> Target:
 
     target = replace(target, precision=target.precision or "float32")
     if ahead_of_time(load_tensorrt()):
-        return replace(target, gpus=tuple(sorted(target.gpus or DEFAULT_GPUS)))
+        return replace(target, gpus=tuple(sorted(set(target.gpus or DEFAULT_GPUS))))
     if target.gpus or not torch.cuda.is_available():
         raise EngineError("TensorRT builds plans for the GPU at hand only", hint="pip install 'cpserve[trt]' for all")
     return replace(target, gpus=("sm{}{}".format(*torch.cuda.get_device_capability()),))

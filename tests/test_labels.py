@@ -16,7 +16,7 @@ from cpserve.base import BaseModel
 from cpserve.cli import main
 from cpserve.engines.eager import EagerEngine
 from cpserve.explanation import difference, explained
-from cpserve.recognition import NONE, Judging, classify
+from cpserve.recognition import NONE, Judging, classify, measure
 from tests.lessons import QUICK, learned
 
 BASE = "sd21"
@@ -85,14 +85,15 @@ def test_a_table_is_never_lost(place: Path, folders: dict[str, Path], tmp_path: 
 def test_the_map_adds_up_to_the_difference(bases: dict[str, BaseModel], tmp_path: Path) -> None:
     """Summed over cells it is what the classifier compares; with the labels swapped it changes its sign."""
     adapter = learned(bases[BASE], tmp_path, QUICK, "dog", "cat")
-    judging = Judging(draws=4, error=0)
+    judging = Judging(draws=4, error=0, none_scale=0.9)
     with EagerEngine(bases[BASE]) as engine:
         [answer] = classify(engine, [noise(1)], adapter, judging)
+        errors = dict(zip(("dog", "cat", NONE), measure(engine, [noise(1)], adapter, judging).mean(0)[0], strict=True))
         cells = difference(engine, noise(1), adapter, ("dog", NONE), judging)
         turned = difference(engine, noise(1), adapter, (NONE, "dog"), judging)
     assert cells.shape == (8, 8)
     assert np.allclose(cells, -turned, atol=1e-4)
-    assert (cells.sum() > 0) == (answer.probabilities["dog"] > answer.probabilities[NONE])
+    assert cells.sum() == pytest.approx(errors[NONE] - errors["dog"], rel=1e-3)
     assert explained(noise(1), answer, cells, NONE).size == (512, 276)
 
 

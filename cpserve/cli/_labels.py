@@ -45,7 +45,7 @@ class LabelTable:
         return judged
 
     def append(self, labelled: Labelled) -> None:
-        """Add rows, on the disk when this returns.
+        """Add rows, which outlive this process from now on.
 
         Raises:
             CpserveError: the disk refuses.

@@ -52,9 +52,9 @@ AT_ONCE = 16  # pictures in memory
 )
 @click.option(
     "--draws",
-    type=click.IntRange(1),
+    type=click.IntRange(2),
     metavar="N",
-    help="At most so many draws for a picture and label: more are surer and slower.",
+    help="At most so many draws for a picture and label, in pairs: more are surer and slower.",
 )
 @click.option(
     "--error",
@@ -98,9 +98,10 @@ def classify(
         known, expected = {where for where, _ in labelled}, total(paths)
         with reporting() as report:
             new = ((where, p) for where, p in _pictures(paths, refused) if where not in known)
-            while batch := list(islice(new, AT_ONCE)):
-                labelled += _judge(opened, adapter, judging, batch, labels, explain)
-                report("pictures", len(labelled), max(expected, len(labelled)), "")
+            with when_stopped(f"{out} holds all that was judged; go on with --resume" if out else ""):
+                while batch := list(islice(new, AT_ONCE)):
+                    labelled += _judge(opened, adapter, judging, batch, labels, explain)
+                    report("pictures", len(labelled), max(expected, len(labelled)), "")
     value = {
         "adapter": name,
         "pictures": [
@@ -152,12 +153,11 @@ def _judge(
     """Label some pictures, write their rows, and explain them where that is asked for."""
     from cpserve.recognition import classify as judge
 
-    with when_stopped(f"{labels.path} holds all that was judged; go on with --resume" if labels else ""):
-        answers = judge(engine, [picture.image for _, picture in batch], adapter, judging)
-        labelled = [(where, answer) for (where, _), answer in zip(batch, answers, strict=True)]
-        if explain:
-            for (where, picture), answer in zip(batch, answers, strict=True):
-                _explain(engine, adapter, judging, explain, where, picture, answer)
+    answers = judge(engine, [picture.image for _, picture in batch], adapter, judging)
+    labelled = [(where, answer) for (where, _), answer in zip(batch, answers, strict=True)]
+    if explain:
+        for (where, picture), answer in zip(batch, answers, strict=True):
+            _explain(engine, adapter, judging, explain, where, picture, answer)
     if labels:
         labels.append(labelled)
     return labelled

@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpserve.cli._border import writing
-from cpserve.cli._common import Common, common_options, engine_options, examples, open_for
+from cpserve.cli._common import Common, common_options, engine_options, examples, hub_options, open_for, read_adapters
 from cpserve.cli._show import emit, reporting, table
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cpserve.adapter import Adapter
     from cpserve.evaluation import Evaluation
 
 
 @click.command(
     name="eval",
-    epilog=examples("cpserve eval pets", "cpserve eval pets --pictures unseen/ --out pets-evaluation --json"),
+    epilog=examples(
+        "cpserve eval pets",
+        "cpserve eval pets --pictures unseen/ --out pets-evaluation --json",
+        "cpserve eval hf://user/my-pets",
+    ),
 )
 @click.argument("ref", metavar="REF")
 @click.option(
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     metavar="DIR",
 )
 @engine_options
+@hub_options
 @common_options
 def eval_(
     common: Common,
@@ -61,11 +65,14 @@ def eval_(
     concept's pictures are to those from when it was learned; with --pictures, also how near to the real ones. Writes
     evaluation.json and versions.png, a row a concept, a column a version.
     """
+    with writing(out):  # sooner than the drawing
+        out.mkdir(parents=True, exist_ok=True)
     with open_for(common, engine, bundle, base) as opened:
         from cpserve.evaluation import evaluate
         from cpserve.features import encoder_for
 
-        versions = _lineage(common, ref)
+        read = read_adapters(common, opened, _lineage(common, ref))
+        versions = [adapter for _, adapter in read.values()]
         judge, encode = encoder_for(opened.spec.entry.id)
         real = _real(pictures, [c.name for c in versions[-1].manifest.concepts]) if pictures else {}
         with reporting() as report:
@@ -82,21 +89,20 @@ def eval_(
     emit(_value(made, judge), _text(made, judge, out), as_json=common.json)
 
 
-def _lineage(common: Common, ref: str) -> list[Adapter]:
+def _lineage(common: Common, ref: str) -> list[str]:
     """The versions in which the concepts of `ref` were learned, in order, the last being `ref` itself."""
-    from cpserve.adapter import Adapter
     from cpserve.errors import AdapterError
 
     head = common.store.version(ref)
     concepts = head.manifest.concepts
     if not concepts:
         raise AdapterError(f"{head} knows no concept yet", hint="teach one: cpserve train --concept ZIP")
-    name = head.manifest.name
+    name = str(head).rpartition("@")[0]  # here, or hf://USER/REPO
     versions = [common.store.version(f"{name}@v{c.since}") for c in concepts[:-1]] + [head]
     for j, version in enumerate(versions):
         if [c.name for c in version.manifest.concepts] != [c.name for c in concepts[: j + 1]]:
             raise AdapterError(f"{version} knows other concepts than {head} knew then", hint="evaluate another version")
-    return [Adapter.read(version.manifest, version.read) for version in versions]
+    return [str(version) for version in versions]
 
 
 def _real(folder: Path, names: list[str]) -> dict[str, list[Image.Image]]:
@@ -157,6 +163,5 @@ def _write(out: Path, made: Evaluation, judge: str) -> None:
     blank = Image.new("RGB", made.pictures[0][0][0].size, "white")
     cells = [made.pictures[j].get(i, [blank])[0] for i in range(n) for j in range(n)]
     with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
         (out / "evaluation.json").write_text(json.dumps(_value(made, judge), indent=1) + "\n")
         _pictures.grid(cells, n).save(out / "versions.png")

@@ -47,6 +47,7 @@ class _Plan:
 
     @property
     def rows(self) -> int:
+        """Of learning itself; DSC's second stage and prior preservation are not counted."""
         return len(self.concepts) * self.settings.steps * self.settings.batch
 
     def json(self) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def train(
     from cpserve.learning import clear_finished
 
     who = learner(common, adapter, local, push=push, fork=fork, dry_run=dry_run)
-    if not restart:
+    if not (restart or dry_run):
         clear_finished(common.store, who.name)
     concepts = [read_concept(path, name=name, class_word=class_word) for path in paths]
     _check_names(concepts, [] if resume else who.known)

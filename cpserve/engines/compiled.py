@@ -43,7 +43,11 @@ class CompiledEngine(Engine):
         self.threads = threads
         self.builds: Counter[str] = Counter()
         self._runners: dict[tuple[str, Shape], Runner] = {}
-        self._load()  # a missing library is reported now, not at the first picture
+        try:
+            self._load()  # a missing library is reported now, not at the first picture
+        except EngineError:
+            self.close()
+            raise
 
     @abstractmethod
     def _load(self) -> None:

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from cpserve.errors import StoreError
 
@@ -46,6 +43,8 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         StoreError: another process holds it for more than `LOCK_TIMEOUT_S`.
     """
+    from filelock import FileLock, Timeout  # who only reads needs none
+
     lock = FileLock(path, timeout=LOCK_TIMEOUT_S)
     try:
         lock.acquire()
@@ -62,7 +61,7 @@ def locked(path: Path) -> Iterator[None]:
 @contextmanager
 def staged(folder: Path, data: bytes) -> Iterator[Path]:
     """A temporary file in `folder` with the data safely on disk, to be renamed or linked; what is left goes away."""
-    temporary = folder / secrets.token_hex(16)
+    temporary = folder / os.urandom(16).hex()
     try:
         with temporary.open("xb") as stream:
             stream.write(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from adapter_store.layout import MATRIX
 from cpserve.manifest import Manifest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -20,8 +21,21 @@ pipe.load_lora_weights(R, weight_name="pytorch_lora_weights.safetensors", use_sa
 ```"""
 
 
-def render_card(manifest: Manifest, name: str) -> str:
-    """Markdown with the Hub's front matter: triggers, a sample of every concept, the plain-diffusers snippet, scores."""
+_MATRIX = f"""\
+## What is left of each concept
+
+![a row a concept, a column a version]({MATRIX})
+
+A column is the version after one more concept was learned. Each field says how alike a concept's pictures are to those from
+when it was learned, drawn from the same seeds: 1 is nothing forgotten.
+"""
+
+
+def render_card(manifest: Manifest, name: str, *, measured: bool = False) -> str:
+    """Markdown with the Hub's front matter: triggers, a sample of every concept, the plain-diffusers snippet, scores.
+
+    With `measured` it shows the picture of what is left of each concept, which then is a file of the version.
+    """
     concepts = manifest.concepts
     base = manifest.base.id
     parts = [_front(manifest), f"# {name}", ""]
@@ -39,8 +53,10 @@ def render_card(manifest: Manifest, name: str) -> str:
     prompt = f"a photo of {concepts[-1].token}" if concepts else "a photo of a cat"
     snippet = _SNIPPET.format(base=json.dumps(base), embeddings="".join(loads), prompt=prompt)
     parts += ["", "## Use it with diffusers", "", snippet, ""]
+    if measured:
+        parts += [_MATRIX]
     if manifest.metrics:
-        parts += ["## Measured when it was learned", "", *(f"- {k}: {v}" for k, v in manifest.metrics.items()), ""]
+        parts += ["## Measured", "", *(f"- {k}: {v}" for k, v in manifest.metrics.items()), ""]
     return "\n".join(parts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import shutil
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def checkout(version: Version, folder: Path, *, for_training: bool) -> Path:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(f"{folder} is not an empty folder", hint="choose a new folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.parent / f".{folder.name}.{secrets.token_hex(8)}"
+        temporary = folder.parent / f".{folder.name}.{os.urandom(8).hex()}"
         try:
             for path in wanted:
                 _write(temporary / path, version.read(path))

@@ -22,7 +22,7 @@ from adapter_store.lora_keys import OTHER_KINDS, Format, Key, Part, is_kv, parse
 from adapter_store.tensors import Array, parse_arrays
 from adapter_store.version import sha256
 from cpserve.errors import AdapterError
-from cpserve.manifest import BaseEntry, Manifest
+from cpserve.manifest import BaseEntry, Manifest, plain
 
 LARGEST_RANK = 1024
 ROOTS = ("unet", "text_encoder")
@@ -57,10 +57,10 @@ def read_lora(path: str, content: bytes) -> Lora:
         if key is None:
             kind = next((kind for sign, kind in OTHER_KINDS.items() if sign in name), "in no names that are known")
             raise AdapterError(
-                f"{path}: {_short(name)} is {kind}", hint="LoRAs of Stable Diffusion 1 and 2 are taken, as .safetensors"
+                f"{path}: {plain(name)} is {kind}", hint="LoRAs of Stable Diffusion 1 and 2 are taken, as .safetensors"
             )
         if key.part in parts.setdefault(key.module, {}):
-            raise AdapterError(f"{path}: {_short(name)} comes twice, in two ways of naming", hint="take another file")
+            raise AdapterError(f"{path}: {plain(name)} comes twice, in two ways of naming", hint="take another file")
         parts[key.module][key.part] = array
     if not parts:
         raise AdapterError(f"{path} holds no tensor", hint="take another file")
@@ -166,7 +166,3 @@ def draft_of(lora: Lora, base: BaseEntry, name: str, content: bytes) -> tuple[Ma
     }
     draft = Manifest(base=base, concepts=(), layers=lora.layers, method="imported", settings=settings)
     return draft, {WEIGHTS: write_lora(lora, "diffusers"), CARD: render_card(draft, name).encode()}
-
-
-def _short(name: str) -> str:
-    return repr(name if len(name) <= 80 else f"{name[:77]}...")

@@ -15,6 +15,7 @@ from huggingface_hub import CommitOperationCopy
 from adapter_store.hub_client import HubClient
 from adapter_store.hub_publish import Draft, Head, landed, marked, publish, version_at
 from adapter_store.layout import MANIFEST, check_paths
+from adapter_store.limits import check_announced
 from adapter_store.ref import LATEST, Ref, check_alias
 from adapter_store.tokens import Connection
 from adapter_store.version import Version, check_previous, completed, damaged, entries_of
@@ -214,10 +215,7 @@ class HubStore:
         repo = version.name.removeprefix("hf://")
         client = self.client(repo)
         there = client.sizes(version.commit, version.paths())
-        for entry in version.manifest.files:
-            size, digest = there.get(entry.path, (None, None))
-            if size != entry.size or digest not in {None, entry.sha256}:
-                raise damaged(str(version), entry.path, "is missing or is not what the manifest promises")
+        check_announced(str(version), version.manifest.files, there)
         copies = {path: CommitOperationCopy(path, path, src_revision=version.commit) for path in version.paths()}
 
         def build(now: Head) -> Draft:

@@ -94,6 +94,11 @@ class HubClient:
         """Whether the user forbids requests."""
         return bool(constants.HF_HUB_OFFLINE)
 
+    @property
+    def cache(self) -> Path:
+        """Where the client keeps what it fetched."""
+        return Path(constants.HF_HUB_CACHE)
+
     def ensure(self, *, private: bool) -> None:
         """Make the repository, unless it is there; one that is there keeps who may see it."""
         with hub_errors(str(self), self.connection.endpoint):
@@ -127,11 +132,16 @@ class HubClient:
                 path = Path(self._api.hf_hub_download(self.repo, MANIFEST, revision=revision, local_files_only=True))
         return path.parent.name
 
+    def cached(self, commit: str, path: str) -> Path | None:
+        """Where the cache keeps a file of a commit, if it does."""
+        found = try_to_load_from_cache(self.repo, path, revision=commit)
+        return Path(found) if isinstance(found, str) else None
+
     def read(self, commit: str, path: str, *, anew: bool = False) -> bytes:
         """A file of a commit; `anew` does not trust the cache."""
-        cached = try_to_load_from_cache(self.repo, path, revision=commit)
-        if isinstance(cached, str) and not anew:
-            return Path(cached).read_bytes()
+        cached = self.cached(commit, path)
+        if cached and not anew:
+            return cached.read_bytes()
 
         def fetch() -> Path:
             if path == MANIFEST:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
 from adapter_store.hub_client import WAITS_S, HubClient, Operation, wait_for, waits
 from adapter_store.hub_errors import RAISED, cause, explained, is_busy, is_moved
-from adapter_store.layout import MANIFEST
+from adapter_store.layout import MANIFEST, check_paths
+from adapter_store.limits import check_announced, check_limits
 from adapter_store.version import Version, parse, sha256
 from cpserve.errors import IntegrityError
 from cpserve.manifest import FileEntry, Manifest
@@ -130,13 +132,24 @@ def version_at(client: HubClient, commit: str, ref: str, number: int | None = No
 
 
 def _version(client: HubClient, commit: str, document: bytes) -> Version:
+    manifest = Manifest.parse(document)
+    ref = f"{client}@v{manifest.version}"
+
+    @cache
+    def there() -> Mapping[str, tuple[int, str | None]]:
+        return client.sizes(commit, [entry.path for entry in manifest.files])
+
     def fetch(entry: FileEntry) -> bytes:
+        check_paths([entry.path])  # the cache would look wherever a path leads
+        if not (client.offline or client.cached(commit, entry.path)):
+            check_limits(ref, [entry], client.cache)
+            check_announced(ref, [entry], there())
         data = client.read(commit, entry.path)
         if sha256(data) != entry.sha256 and not client.offline:  # the cache never looks at what is in it
             data = client.read(commit, entry.path, anew=True)
         return data
 
-    return Version(str(client), Manifest.parse(document), document, fetch, commit)
+    return Version(str(client), manifest, document, fetch, commit)
 
 
 def _operations(now: Head, draft: Draft) -> list[Operation]:

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from cpserve.errors import StoreError
@@ -21,6 +22,8 @@ NEWEST_EMBEDDING = "learned_embeds.safetensors"
 EMBEDDINGS = "embeddings"
 TRAINING = "training"
 SAMPLES = "samples"
+EVALUATION = "evaluation/evaluation.json"  # what was measured of the version, where it was
+MATRIX = "evaluation/forgetting.png"
 
 _PART = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff/\\:]+")
 
@@ -70,19 +73,19 @@ class LocalLayout:
 
     root: Path
 
-    @property
+    @cached_property
     def lock(self) -> Path:
         return self.root / "lock"
 
-    @property
+    @cached_property
     def tmp(self) -> Path:
         return self.root / "tmp"
 
-    @property
+    @cached_property
     def adapters(self) -> Path:
         return self.root / "adapters"
 
-    @property
+    @cached_property
     def blobs(self) -> Path:
         return self.root / "blobs"
 

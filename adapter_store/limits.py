@@ -1,11 +1,12 @@
-"""What is too much to take in from strangers, decided by the manifest before a single file is fetched."""
+"""What is not taken in from strangers, decided before a single file is fetched: by the manifest, and by what the Hub has."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from adapter_store.version import damaged
 from cpserve.errors import StoreError
 from cpserve.manifest import FileEntry
 
@@ -32,3 +33,15 @@ def check_limits(ref: str, entries: Iterable[FileEntry], root: Path) -> None:
             f"{ref} needs {sum(sizes):,} bytes, and {free:,} are free",
             hint="free some space, then run the same command again",
         )
+
+
+def check_announced(ref: str, entries: Iterable[FileEntry], there: Mapping[str, tuple[int, str | None]]) -> None:
+    """Accept files of which the Hub itself says that they are what the manifest promises; `there` is what it says, by path.
+
+    Raises:
+        IntegrityError: one is missing, or of another size or hash.
+    """
+    for entry in entries:
+        size, digest = there.get(entry.path, (None, None))
+        if size != entry.size or digest not in {None, entry.sha256}:
+            raise damaged(ref, entry.path, "is missing or is not what the manifest promises")

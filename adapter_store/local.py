@@ -47,7 +47,7 @@ class LocalStore:
         """
         pointer = self._at.version(name, number)
         try:
-            pin = pointer.read_text("ascii")
+            pin = pointer.read_bytes().decode("ascii")
             document = self._at.blob(pin.removesuffix("\n")).read_bytes()
         except (OSError, ValueError) as error:
             raise damaged(f"{name}@v{number}", MANIFEST, "is missing or cannot be found by its hash") from error

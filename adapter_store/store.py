@@ -16,7 +16,6 @@ from adapter_store.checkout import checkout
 from adapter_store.local import LocalStore
 from adapter_store.plan import Garbage, GcPlan, plan_gc
 from adapter_store.ref import Ref
-from adapter_store.tokens import connect
 from adapter_store.verify import Problem, problems
 from adapter_store.version import Version
 from cpserve.errors import RefError, StoreError
@@ -50,6 +49,7 @@ class Store:
     @cached_property
     def _hub(self) -> HubStore:
         from adapter_store.hub import HubStore
+        from adapter_store.tokens import connect
 
         return HubStore(connect(self._endpoint, self._token_file))
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
 from cpserve.errors import AdapterError
+from cpserve.manifest import plain
 
 Array = NDArray[np.float32]
 _PLAIN = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
@@ -25,7 +26,7 @@ def parse_arrays(path: str, content: bytes) -> dict[str, Array]:
         found: list[tuple[str, dict[str, Any]]] = deserialize(content)  # type: ignore[no-untyped-call]
     except (SafetensorError, ValueError, OverflowError, MemoryError) as error:
         raise AdapterError(
-            f"{path} is not a safetensors file: {error}", hint="only .safetensors files are read, whole ones"
+            f"{path} is not a safetensors file: {plain(error)}", hint="only .safetensors files are read, whole ones"
         ) from None
     return {name: _array(path, name, tensor) for name, tensor in found}
 
@@ -38,9 +39,11 @@ def _array(path: str, name: str, tensor: Mapping[str, Any]) -> Array:
     elif kind in _PLAIN:
         raw = np.frombuffer(data, np.dtype(_PLAIN[kind]).newbyteorder("<"))
     else:
-        raise AdapterError(f"{path}: {name} is of type {kind}, not of floating point", hint="take another file")
+        raise AdapterError(f"{path}: {plain(name)} is of type {kind}, not of floating point", hint="take another file")
     with np.errstate(over="ignore"):
         array: Array = raw.astype(np.float32).reshape(tensor["shape"])
     if not np.isfinite(array).all():
-        raise AdapterError(f"{path}: {name} holds numbers that are not finite", hint="take another file or version")
+        raise AdapterError(
+            f"{path}: {plain(name)} holds numbers that are not finite", hint="take another file or version"
+        )
     return array

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from adapter_store.hub import HubStore, moved_on
 from adapter_store.layout import check_paths, is_training_only
-from adapter_store.limits import check_limits
+from adapter_store.limits import check_announced, check_limits
 from adapter_store.local import LocalStore
 from adapter_store.ref import Ref
-from adapter_store.version import Version, damaged
+from adapter_store.version import Version
 from cpserve.errors import StoreError
 
 
@@ -43,7 +43,8 @@ def pull(local: LocalStore, hub: HubStore, ref: Ref, name: str, *, for_training:
         return Moved(local.version(name, number), (), ())
     check_limits(str(ref), missing, local.root)
     if missing and not hub.client(ref.name).offline:
-        _check_announced(hub, version, [e.path for e in missing])
+        there = hub.client(ref.name).sizes(version.commit, [e.path for e in missing])
+        check_announced(str(version), missing, there)
     contents = {e.path: version.read(e.path) for e in missing}
     chain = [version] if known else _lineage(local, hub, ref.name, version, name)
     head = local.head(name)
@@ -61,16 +62,6 @@ def _lineage(local: LocalStore, hub: HubStore, repo: str, version: Version, name
         if number <= head and local.version(name, number).pin == each.pin:
             break
     return found[::-1]
-
-
-def _check_announced(hub: HubStore, version: Version, paths: list[str]) -> None:
-    """Refuse, before fetching anything, files of which the Hub itself says that they are others."""
-    there = hub.client(version.name.removeprefix("hf://")).sizes(version.commit, paths)
-    for entry in version.manifest.files:
-        if entry.path in paths:
-            size, digest = there.get(entry.path, (None, None))
-            if size != entry.size or digest not in {None, entry.sha256}:
-                raise damaged(str(version), entry.path, "is missing or is not what the manifest promises")
 
 
 def push(local: LocalStore, hub: HubStore, name: str, repo: str, *, private: bool) -> Moved:

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cpserve.errors import AdapterError
-from cpserve.manifest import BaseEntry, Manifest
+from cpserve.manifest import BaseEntry, Manifest, plain
 from cpserve.prompt_kv import LORA_PREFIX
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -137,10 +137,12 @@ def parse_tensors(path: str, content: bytes) -> dict[str, Tensor]:
     try:
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
-        raise AdapterError(f"{path} is not a safetensors file: {error}", hint="run: cpserve adapters verify") from None
+        why = f"{path} is not a safetensors file: {plain(error)}"
+        raise AdapterError(why, hint="run: cpserve adapters verify") from None
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS or not torch.isfinite(tensor).all():
-            raise AdapterError(f"{path}: {name} holds something else than finite numbers", hint="take another version")
+            why = f"{path}: {plain(name)} holds something else than finite numbers"
+            raise AdapterError(why, hint="take another version")
     return tensors
 
 

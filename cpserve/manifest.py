@@ -108,15 +108,24 @@ class Manifest(_Frozen):
             AdapterError: not JSON, a field is missing, unknown or out of range, or the schema is newer than this program.
         """
         try:
-            written = _Header.model_validate_json(document).schema_version
-            return cls.model_validate_json(document if written >= SCHEMA else _migrated(document, written))
+            return cls._read(document)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
             raise AdapterError(
-                f"{FILE_NAME} cannot be read: {where}: {first['msg']}",
+                f"{FILE_NAME} cannot be read: {plain(where)}: {plain(first['msg'])}",
                 hint="check that the file comes from cpserve, or upgrade cpserve if it was written by a newer one",
             ) from None
+
+    @classmethod
+    def _read(cls, document: bytes) -> Manifest:
+        try:
+            return cls.model_validate_json(document)  # nearly every document is of this schema, and a log reads many
+        except ValidationError:
+            written = _Header.model_validate_json(document).schema_version
+            if written >= SCHEMA:
+                raise
+            return cls.model_validate_json(_migrated(document, written))
 
 
 class _Header(BaseModel):
@@ -139,6 +148,12 @@ def _migrated(document: bytes, written: int) -> str:
     for schema in range(written, SCHEMA):
         read = MIGRATIONS[schema](read) | {"schema_version": schema + 1}
     return json.dumps(read)
+
+
+def plain(text: object) -> str:
+    """A stranger's words for a sentence: in one line, short, and without what could move a terminal's cursor."""
+    words = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    return words if len(words) <= 200 else f"{words[:197]}..."
 
 
 def check_name(name: str) -> str:

@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from safetensors.numpy import load, save
 from adapter_store import Store
 from cpserve.cli import main
 from tests.hubserver.app import OTHER_TOKEN, OWNER_TOKEN
-from tests.hubserver.client import hub  # noqa: F401
+from tests.hubserver.client import environment, hub  # noqa: F401
 from tests.hubserver.content import draft, files_of, learn
 
 PETS = "hf://me/pets"
@@ -138,6 +141,50 @@ def test_the_hub_and_the_token_can_be_named(home, hub, tmp_path, monkeypatch):
     assert not hub.repos["me/pets"].private
     assert told("log", PETS, "--endpoint", hub.endpoint)[0]["version"] == 1
     assert "cannot be reached" in run("log", PETS, code=1).stderr
+
+
+COMMAND = (sys.executable, "-c", "from cpserve.cli import main; main()", "adapters")
+
+
+def test_a_fresh_process_honours_the_environment(home, hub, tmp_path):
+    """HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE mean what they mean to every tool of the Hub."""
+    learn(home, count=2)
+    home.push("pets", PETS)
+    env = {**os.environ, **environment(hub, tmp_path / "hf"), "CPSERVE_HOME": str(tmp_path / "fresh")}
+
+    def fresh(*args, **changed):
+        return subprocess.run([*COMMAND, *args], env={**env, **changed}, capture_output=True, text=True, check=False)
+
+    assert "does not exist, is private, or the token is wrong" in fresh("pull", PETS, HF_TOKEN="").stderr
+    assert fresh("pull", f"{PETS}@v2").returncode == 0
+    assert list((tmp_path / "hf" / "hub").glob("models--me--pets/snapshots/*/cpserve.json"))
+    asked = len(hub.asked)
+    assert fresh("pull", f"{PETS}@v2", HF_HUB_OFFLINE="1").stdout == "pets@v2 was here already\n"
+    assert json.loads(fresh("show", f"{PETS}@v2", "--json", HF_HUB_OFFLINE="1").stdout)["version"] == 2
+    assert "HF_HUB_OFFLINE forbids" in fresh("show", f"{PETS}@v1", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)).stderr
+    assert len(hub.asked) == asked
+
+
+def test_whoever_watches_sees_files_go_and_come(home, hub, tmp_path):
+    """At a terminal there are bars, on stderr: what a program reads on stdout stays alone there."""
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    home.commit("pets", {WEIGHTS: bytes(1 << 20)}, draft(1), expected_head=0)
+    env = {**os.environ, **environment(hub, tmp_path / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": ""}
+    for args in (("push", "pets", PETS), ("pull", PETS, "--store", tmp_path / "mine")):
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (40, 120))
+        process = subprocess.Popen([*COMMAND, *args, "--json"], env=env, stdout=subprocess.PIPE, stderr=theirs)
+        os.close(theirs)
+        shown = b""
+        try:
+            while part := os.read(ours, 1 << 16):
+                shown += part
+        except OSError:  # how Linux says that nobody writes there any more
+            pass
+        assert json.loads(process.communicate()[0])["version"].endswith("@v1")
+        assert b"100%" in shown
+        assert b"1.05M" in shown
+        os.close(ours)
 
 
 def test_gc_shows_its_plan_and_does_it(home):

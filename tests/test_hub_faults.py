@@ -17,6 +17,7 @@ from huggingface_hub import constants
 
 from adapter_store import Store, hub_client, hub_publish
 from cpserve.errors import CpserveError, IntegrityError, StoreError
+from cpserve.manifest import Manifest
 from tests.hubserver import Fault, HubServer
 from tests.hubserver.app import OTHER_TOKEN
 from tests.hubserver.client import environment, hub  # noqa: F401
@@ -140,22 +141,33 @@ def test_corruption_of_the_same_length_is_named_and_never_used(store, hub, tmp_p
     assert other.verify() == []
 
 
-def test_a_cut_download_goes_on(store, hub, tmp_path):
-    """A connection that breaks off in the middle of a file is taken up again, and the file is whole."""
+def test_a_cut_download_goes_on(store, hub, tmp_path, monkeypatch):
+    """A connection that breaks off in the middle of a file is taken up again where it broke, and the file is whole."""
     other = Store(tmp_path / "other")
-    hub.faults.add(Fault("GET", LARGE, times=2, cut=5_000, piece=1_000))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1_000)  # the client writes, and goes on, by these: 10 MiB
+    hub.faults.add(Fault("GET", LARGE, times=3, cut=5_000, piece=1_000))  # the first file is shorter
     assert other.pull(PETS, for_training=True).versions == (1,)
     assert {path: other.version("pets").read(path) for path in other.version("pets").paths()} == files_of(1)
+    assert sorted(asked.begin for asked in hub.asked if LARGE in asked.path and asked.begin) == [5_000, 10_000]
 
 
-def test_a_download_that_always_breaks_off_is_an_error(store, hub, tmp_path):
-    """Nothing of a pull that cannot end is stored."""
+@pytest.mark.parametrize("path", [LARGE, SMALL, "/cpserve.json"], ids=["large", "small", "manifest"])
+@pytest.mark.parametrize("cut", [0, 5])
+def test_a_download_that_always_breaks_off_is_an_error(store, hub, tmp_path, monkeypatch, path, cut):
+    """Nothing of a pull that cannot end is stored; the next one asks only for what did not arrive."""
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
     other = Store(tmp_path / "other")
-    hub.faults.add(Fault("GET", LARGE, times=999, cut=0))
+    hub.faults.add(Fault("GET", path, times=999, cut=cut))
     with pytest.raises(StoreError) as caught:
         other.pull(PETS)
     assert caught.value.hint
     assert other.names() == []
+    hub.faults.clear()
+    arrived = {each.name for each in (tmp_path / "cache").rglob("snapshots/*/**/*") if each.is_file()}
+    before = len(hub.downloads())
+    assert other.pull(PETS).versions == (1,)
+    again = {each.rpartition("/")[2] for each in hub.downloads()[before:]}
+    assert not again & (arrived - {"cpserve.json"})
 
 
 def test_a_slow_body_is_waited_for_and_a_dead_one_is_not(store, hub, tmp_path, monkeypatch):
@@ -249,6 +261,66 @@ def test_a_full_disk_stops_a_pull_before_and_while_it_writes(small_disk, hub, mo
         other.pull(PETS, for_training=True)
     assert caught.value.hint
     assert other.names() == other.verify() == []
+
+
+@pytest.mark.usefixtures("store")
+def test_a_full_disk_below_the_clients_cache_is_said_to_be_full(small_disk, hub, tmp_path, monkeypatch):
+    """The cache may lie on another disk than the store: one that is full stores nothing, and the way out works."""
+    other = Store(tmp_path / "other")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(small_disk / "cache"))
+    with pytest.raises(StoreError, match="are free") as caught:
+        other.pull(PETS, for_training=True)
+    assert caught.value.hint
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
+    with pytest.raises(StoreError, match="disk is full") as caught:
+        other.pull(PETS, for_training=True)
+    assert caught.value.hint
+    assert other.names() == []
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "roomy"))
+    assert other.pull(PETS, for_training=True).versions == (1,)
+
+
+def hostile(manifest: Manifest, **file: object) -> bytes:
+    """A manifest of v1 whose first file is told otherwise."""
+    first = manifest.files[0].model_copy(update=file)
+    return manifest.model_copy(update={"files": (first, *manifest.files[1:])}).dump()
+
+
+HOSTILE = {
+    "a path that climbs": lambda m: hostile(m, path="../../../../../../../../etc/hostname"),
+    "an absolute path": lambda m: hostile(m, path="/etc/hostname"),
+    "the manifest as one of its files": lambda m: hostile(m, path="cpserve.json"),
+    "two paths that meet": lambda m: hostile(m, path=m.files[1].path.upper()),
+    "a file of a terabyte": lambda m: hostile(m, size=1 << 40),
+    "a file that is larger on the Hub": lambda m: hostile(m, size=3),
+    "a file that is not there": lambda m: hostile(m, path="nothing.png"),
+    "another number": lambda m: m.model_copy(update={"version": 7}).dump(),
+    "no JSON": lambda _: b"{",
+    "a manifest without an end": lambda m: m.dump() + b" " * (5 << 20),
+}
+
+
+@pytest.mark.parametrize("made", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_repository_is_refused_before_a_file_is_fetched(store, hub, tmp_path, made):
+    """Whether it is pulled, looked into or checked out: one sentence, nothing fetched, nothing written."""
+    repo = hub.create("me/bad")
+    small = [
+        (entry.path, store.version("pets@v1").read(entry.path)) for entry in store.version("pets@v1").manifest.files
+    ]
+    document = made(store.version("pets@v1").manifest)
+    repo.tag("v1", repo.commit(None, [*small, ("cpserve.json", document)], "v1: dog"))
+    other, bad = Store(tmp_path / "other"), "hf://me/bad@v1"
+    for act in (
+        lambda: other.pull(bad),
+        lambda: other.checkout(bad, tmp_path / "out"),
+        lambda: [other.version(bad).read(path) for path in other.version(bad).paths()],
+    ):
+        with pytest.raises(StoreError) as caught:
+            act()
+        assert caught.value.hint
+    assert {path.rpartition("/")[2] for path in hub.downloads() if "/bad/" in path} <= {"cpserve.json"}
+    assert not (tmp_path / "out").exists()
+    assert not other.root.exists()
 
 
 WRITER = """

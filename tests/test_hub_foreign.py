@@ -86,6 +86,19 @@ def test_diffusers_own_converter_agrees_on_kohyas_names():
     assert {k for k in back if "lora_unet" in k} == {k for k in load(write_lora(read, "kohya")) if "lora_unet" in k}
 
 
+def test_comfyui_finds_every_module_and_nothing_is_left_over():
+    """It looks under `lora_unet_` and diffusers' path with underscores for dots, in the text encoder under `lora_te_`."""
+    found = load(write_lora(read_lora("x", save(lora(KV + OTHER, alpha=2.0))), "kohya"))
+    modules = [module.partition(".") for module in KV + OTHER]
+    looked_for = {
+        f"lora_{'te' if root == 'text_encoder' else root}_{path.replace('.', '_')}" for root, _, path in modules
+    }
+    assert set(found) == {
+        f"{key}.{part}" for key in looked_for for part in ("lora_up.weight", "lora_down.weight", "alpha")
+    }
+    assert all(found[f"{key}.alpha"] == len(found[f"{key}.lora_down.weight"]) for key in looked_for)
+
+
 def test_our_files_load_in_plain_diffusers():
     """diffusers reads ranks and alphas of mixed ranks from the header that we write."""
     modules = {KV[0]: (np.ones((2, 6), np.float32), np.ones((8, 2), np.float32))}

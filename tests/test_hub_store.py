@@ -8,15 +8,18 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
+from safetensors.numpy import save
 
 from adapter_store import Store
+from adapter_store.diff import diff
 from cpserve.errors import IntegrityError, RefError, StoreError
 from tests.hubserver import HubServer
 from tests.hubserver.client import hub  # noqa: F401
-from tests.hubserver.content import files_of, learn
-from tests.hubserver.repo import ENVIRONMENT
+from tests.hubserver.content import draft, files_of, learn
+from tests.hubserver.repo import ENVIRONMENT, pointer
 
 PETS = "hf://me/pets"
 
@@ -63,6 +66,9 @@ def test_a_push_is_one_commit_a_version_that_git_itself_shows(mine, hub, tmp_pat
         assert git("show", f"v{number}:README.md") == files_of(number)["README.md"]
         there = git("ls-tree", "-r", "--name-only", f"v{number}").decode().split()
         assert set(there) == {*version.paths(), "cpserve.json", ".gitattributes"}
+        for entry in version.manifest.files:
+            if entry.path.endswith(".safetensors"):  # which git-lfs would fetch by what git keeps of it
+                assert git("show", f"v{number}:{entry.path}") == pointer(entry.sha256, entry.size)
     assert hub.repos["me/pets"].private
 
 
@@ -74,6 +80,8 @@ def test_what_is_pulled_is_what_was_pushed(mine, other):
         version = mine.version(f"{PETS}@{at}")
         assert version.document == mine.version(f"pets@v{number}").document
         assert content(version) == files_of(number)
+        pulled = other.pull(f"{PETS}@{at}", f"at-{at}", for_training=True).version
+        assert (str(pulled), content(pulled)) == (f"at-{at}@v{number}", files_of(number))
     pulled = other.pull(f"{PETS}@v2", "dogs", for_training=True)
     assert pulled.versions == (1, 2)
     assert content(other.version("dogs@v2")) == files_of(2)
@@ -204,6 +212,21 @@ def test_an_edited_card_is_no_version(mine, other, hub):
     assert mine.push("pets", PETS).versions == (4,)
     assert other.verify(PETS) == []
     assert repo.resolve("main") == repo.resolve("v4")
+
+
+def test_versions_are_compared_wherever_they_are(other, hub):
+    """A version here, one on the Hub, or two there: the difference is the same."""
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    for number, scale in enumerate((1.0, 3.0)):
+        factors = {f"{key}.lora_A.weight": np.eye(2, 3), f"{key}.lora_B.weight": scale * np.eye(4, 2)}
+        weights = save({name: factor.astype(np.float32) for name, factor in factors.items()})
+        other.commit("pets", {"pytorch_lora_weights.safetensors": weights}, draft(number + 1), expected_head=number)
+    other.push("pets", PETS)
+    found = diff(other.version("pets@v1"), other.version("pets@v2"))
+    assert found.layers[key][0] == pytest.approx(2 * 2**0.5)
+    assert found.concepts == {"cat": (None, "<cat>")}
+    assert diff(other.version("pets@v1"), other.version(f"{PETS}@v2")) == found
+    assert diff(other.version(f"{PETS}@v1"), other.version(f"{PETS}@v2")) == found
 
 
 def test_damage_on_the_hub_is_named(mine, other, hub):

@@ -1,12 +1,13 @@
 """The Hub in the whole story: learn on top of it, draw from it, take in other programs' files, and do without us."""
 
-# ruff: noqa: F811, ARG001 - fixtures are named by arguments
+# ruff: noqa: F811, ARG001 - fixtures are named by arguments; without torch there is no story
 
 from __future__ import annotations
 
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,18 +17,23 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+
+pytest.importorskip("torch")  # the rest of the suite of the Hub does without
 from safetensors.torch import save
 
 from adapter_store import Store
 from adapter_store.foreign import read_lora, write_lora
+from adapter_store.layout import MATRIX
 from cpserve.adapter import WEIGHTS, Adapter
 from cpserve.base import BaseModel
 from cpserve.cli import main
+from cpserve.cli.eval import _write as write_evaluation
 from cpserve.drawing import Drawing, draw_latents
 from cpserve.engines.eager import EagerEngine
+from cpserve.evaluation import Evaluation
 from cpserve.prompts import Prompt
 from cpserve.sample import starting_noise
-from tests.hubserver import HubServer
+from tests.hubserver import Fault, HubServer
 from tests.hubserver.client import hub  # noqa: F401
 from tests.tiny import make_adapter
 
@@ -90,6 +96,29 @@ def test_learning_goes_on_from_the_hub_and_back_to_it(
     assert first.verify("hf://me/bulls") == []
     for wrong in (("--push",), ("--as", "x"), ("--fork", "x")):
         run(*other, "--adapter", "pets", *wrong, code=2)
+
+
+def test_who_loses_the_race_with_a_finished_version_is_told_and_can_go_on_both_ways(
+    learned: Path, folders: dict[str, Path], hub: HubServer, tmp_path: Path
+) -> None:
+    """`train --push` overtaken in the very moment of its commit: its version stays here, and both commands it names work."""
+    Store(learned / "store").push("pets", PETS)
+    winner, loser = Store(tmp_path / "winner"), Store(tmp_path / "loser")
+    winner.pull(PETS, for_training=True)
+    cow = ("train", "--concept", learned / "cow.zip", *quick(learned, folders))
+    run(*cow, "--name", "bull", "--adapter", "pets", "--store", winner.root)
+    hub.faults.add(Fault("POST", "/api/models/me/pets/commit/", first=lambda: winner.push("pets", PETS)))
+    told = run(*cow, "--adapter", PETS, "--push", "--store", loser.root, code=1)
+    assert f"{PETS} has moved on: its head is v3 (dog, cat, bull), which pets@v3 does not follow" in told.stderr
+    assert f"cpserve adapters push pets {PETS} --fork OTHER" in told.stderr
+    assert f"cpserve train --adapter {PETS} --as OTHER" in told.stderr
+    assert [concept.name for concept in loser.version("pets@v3").manifest.concepts] == ["dog", "cat", "cow"]
+    assert loser.verify() == []
+    assert [m.version for m in loser.log(PETS)] == [3, 2, 1]
+    run("adapters", "push", "pets", PETS, "--fork", "cows", "--store", loser.root)
+    run(*cow, "--adapter", PETS, "--as", "both", "--push", "--store", loser.root)
+    assert [concept.name for concept in loser.version(PETS).manifest.concepts] == ["dog", "cat", "bull", "cow"]
+    assert loser.verify(PETS) == loser.verify("hf://me/cows") == loser.verify() == []
 
 
 def test_references_to_the_hub_work_where_an_adapter_is_named(
@@ -164,6 +193,28 @@ def test_an_import_for_another_base_is_refused(
     assert not (tmp_path / "store").exists()
 
 
+def test_what_eval_writes_can_be_put_on_a_card(learned: Path, tmp_path: Path) -> None:
+    """The file that `cpserve eval` leaves is the one that `annotate` reads."""
+    store = Store(shutil.copytree(learned / "store", tmp_path / "mine"))
+    picture = Image.new("RGB", (8, 8))
+    made = Evaluation(
+        concepts=("dog", "cat"),
+        kept={0: {0: 1.0}, 1: {0: 0.5, 1: 1.0}},
+        alignment={0: {}, 1: {}},
+        dc={0: {}, 1: {}},
+        a_mmd={},
+        f_mmd={0: 0.25},
+        drift=[0.1, 0.2],
+        pictures={0: {0: [picture]}, 1: {0: [picture], 1: [picture]}},
+    )
+    write_evaluation(tmp_path / "measured", made, "pixels")
+    run("adapters", "annotate", "pets", tmp_path / "measured", "--store", store.root)
+    version = store.version("pets@v3")
+    assert version.manifest.metrics["kept"] == 0.75
+    assert MATRIX in version.paths()
+    assert f"({MATRIX})" in version.read("README.md").decode()
+
+
 PLAIN = """
 import sys
 sys.modules.update(dict.fromkeys(("cpserve", "trainer", "adapter_store", "export")))
@@ -181,10 +232,9 @@ def test_plain_diffusers_draws_what_was_pulled(
     learned: Path, folders: dict[str, Path], bases: dict[str, BaseModel], hub: HubServer, tmp_path: Path, number: int
 ) -> None:
     """Without cpserve, the card's own snippet loads a version from the folder pulled, and draws what cpserve draws."""
-    store = Store(learned / "store")
-    if store.head("pets") == 2:
-        cow = ("--concept", learned / "cow.zip", "--adapter", "pets", "--store", learned / "store")
-        run("train", *cow, *quick(learned, folders))
+    store = Store(shutil.copytree(learned / "store", tmp_path / "mine"))
+    cow = ("--concept", learned / "cow.zip", "--adapter", "pets", "--store", store.root)
+    run("train", *cow, *quick(learned, folders))
     store.push("pets", PETS)
     other = Store(tmp_path / "other")
     other.pull(f"{PETS}@v{number}")

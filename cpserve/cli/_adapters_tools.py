@@ -1,4 +1,4 @@
-"""`cpserve adapters diff`, `gc`, `import` and `convert`: looking, tidying, and other programs' files."""
+"""`cpserve adapters diff`, `gc`, `annotate`, `import` and `convert`: looking, tidying, and other programs' files."""
 
 from __future__ import annotations
 
@@ -63,6 +63,38 @@ def gc(common: Common, dry_run: bool) -> None:
     emit(value, text, as_json=common.json)
 
 
+@click.command(epilog=examples("cpserve eval pets --out measured", "cpserve adapters annotate pets measured"))
+@click.argument("name")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
+@hub_options
+@common_options
+def annotate(common: Common, name: str, folder: Path) -> None:
+    """Put on an adapter's card what cpserve eval measured and wrote into a folder.
+
+    The newest version is stored again, as a new one, with the scores, and on its card what is left of each concept after
+    every later one, as a picture.
+    """
+    from adapter_store.measured import annotated
+
+    file = folder / "evaluation.json"
+    older = common.store.version(name)
+    draft, files = annotated(older, str(file), _read(file))
+    version = common.store.commit(name, files, draft, expected_head=older.manifest.version)
+    text = f"{version} is {older} with what was measured of it"
+    emit({"version": str(version), "from": str(older)}, text, as_json=common.json)
+
+
+def _read(file: Path) -> bytes:
+    from cpserve.errors import AdapterError
+
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise AdapterError(
+            f"{file} cannot be read: {error.strerror or error}", hint="check its name and its permissions"
+        ) from error
+
+
 @click.command(
     "import",
     epilog=examples(
@@ -82,12 +114,8 @@ def import_(common: Common, file: Path, name: str, base: str | None) -> None:
     other layers is kept for export --merge. What is refused is refused with the reason.
     """
     from adapter_store.foreign import check_shapes, draft_of, read_lora
-    from cpserve.errors import AdapterError
 
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise AdapterError(f"{file} cannot be read: {error.strerror or error}", hint="check its permissions") from error
+    content = _read(file)
     lora = read_lora(file.name, content)
     spec = open_base(common, base).spec
     width = spec.sites.weight.shape[1]

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from cpserve.cli._show import printable
 from cpserve.errors import CpserveError
 
 STOPPED = 130  # as shells report a process that Ctrl-C ended
@@ -28,9 +29,9 @@ class BorderGroup(click.Group):
         try:
             return super().invoke(ctx)
         except CpserveError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {printable(error)}", err=True)
             if error.hint:
-                click.echo(f"hint: {error.hint}", err=True)
+                click.echo(f"hint: {printable(error.hint)}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt as stop:
             click.echo(f"\nstopped: {str(stop) or 'nothing was kept'}", err=True)

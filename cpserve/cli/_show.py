@@ -28,7 +28,7 @@ def note(text: str) -> None:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Left-aligned columns under their names."""
-    cells = [list(head), *([_printable(cell) for cell in row] for row in rows)]
+    cells = [list(head), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     return "\n".join(line.rstrip() for line in lines)
@@ -37,11 +37,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def pairs(values: Mapping[str, Any], indent: int = 0) -> str:
     """One `name  value` a line."""
     width = max(map(len, values), default=0)
-    lines = (f"{name.replace('_', ' ').ljust(width)}  {_printable(value)}" for name, value in values.items())
+    lines = (f"{name.replace('_', ' ').ljust(width)}  {printable(value)}" for name, value in values.items())
     return "\n".join(" " * indent + line for line in lines)
 
 
-def _printable(value: object) -> str:
+def printable(value: object) -> str:
     """Without what could move a terminal's cursor: names of strangers' files come this way."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
 

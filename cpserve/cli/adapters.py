@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpserve.cli._adapters_hub import alias, pull, push
-from cpserve.cli._adapters_tools import convert, diff, gc, import_
+from cpserve.cli._adapters_tools import annotate, convert, diff, gc, import_
 from cpserve.cli._common import Common, common_options, examples, hub_options
 from cpserve.cli._show import emit, note, pairs, table
 
@@ -28,7 +28,7 @@ def adapters() -> None:
     """Stored adapters, here and on the Hub: wherever a NAME or REF is asked for, hf://USER/REPO[@REF] is one, too."""
 
 
-for _command in (push, pull, alias, diff, gc, import_, convert):
+for _command in (push, pull, alias, diff, annotate, gc, import_, convert):
     adapters.add_command(_command)
 
 

@@ -24,12 +24,13 @@ OTHER_TOKEN = "hf_other"  # somebody else's
 
 @dataclass(frozen=True)
 class Asked:
-    """One request as the log keeps it; `token` says whether one came along."""
+    """One request as the log keeps it; `token` says whether one came along, `begin` at which byte a file is taken up."""
 
     method: str
     path: str
     host: str
     token: bool
+    begin: int = 0
 
 
 @dataclass
@@ -97,7 +98,9 @@ class Handler(Routes, BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self._body()
         host = (self.headers.get("Host") or "").split(":")[0]
-        self.hub.asked.append(Asked(self.command, self.path, host, "Authorization" in self.headers))
+        begin = re.fullmatch(r"bytes=([0-9]+)-", self.headers.get("Range", ""))
+        self.begin = int(begin[1]) if begin else 0
+        self.hub.asked.append(Asked(self.command, self.path, host, "Authorization" in self.headers, self.begin))
         self.fault = self.hub.faults.take(self.command, self.path)
         if self.fault and self.fault.first:
             self.fault.first()
@@ -130,10 +133,9 @@ class Handler(Routes, BaseHTTPRequestHandler):
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         kind = "application/octet-stream" if isinstance(answer, bytes) else "application/json"
         is_file = self.command == "GET" and isinstance(answer, bytes)
-        begin = re.fullmatch(r"bytes=([0-9]+)-", self.headers.get("Range", "")) if is_file and status == 200 else None
-        if begin:
-            headers["Content-Range"] = f"bytes {begin[1]}-{len(data) - 1}/{len(data)}"
-            status, data = 206, data[int(begin[1]) :]
+        if self.begin and is_file and status == 200:
+            headers["Content-Range"] = f"bytes {self.begin}-{len(data) - 1}/{len(data)}"
+            status, data = 206, data[self.begin :]
         length = str(len(data))
         if is_file and self.fault and self.fault.body:
             data = self.fault.body(data)

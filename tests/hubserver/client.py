@@ -24,7 +24,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 def ready(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client reads its environment when it is imported; here it is told again."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
     from huggingface_hub.utils import _http, disable_progress_bars
 
     from adapter_store import hub_client
@@ -41,8 +41,8 @@ def ready(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     hasty = SimpleNamespace(sleep=lambda _: None, time=time.time, monotonic=time.monotonic)
-    monkeypatch.setattr(_http, "time", hasty)
-    monkeypatch.setattr(hub_client, "time", hasty)
+    for module in (_http, file_download, hub_client):
+        monkeypatch.setattr(module, "time", hasty)
 
 
 def environment(hub: HubServer, cache: Path) -> dict[str, str]:

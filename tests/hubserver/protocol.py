@@ -166,7 +166,9 @@ class Routes:
         return [(path.rstrip("/"), None)]
 
     def _lfs(self, name: str, rest: list[str], body: bytes) -> Any:
-        repo = self.hub.repos[name] if rest[0] == "upload" else self._repo(name, write=True)
+        asked = json.loads(body) if rest[-1] == "batch" else {}
+        wants = asked.get("operation") == "download"
+        repo = self.hub.repos[name] if rest[0] == "upload" else self._repo(name, write=not wants)
         if rest[0] == "upload":
             if not repo.keep_large(rest[1], body):
                 raise RefusedError(400, message="the bytes are not those that were announced")
@@ -174,10 +176,12 @@ class Routes:
             return {}
         if rest[-1] == "verify":
             return {}
-        objects = json.loads(body)["objects"]
+        objects = asked["objects"]
         base = f"{self.hub.endpoint}/{name}.git"
         for each in objects:
-            if not repo.large(each["oid"]).exists():
+            if wants:
+                each["actions"] = {"download": {"href": f"{self.hub.endpoint}/{name}/large/{each['oid']}"}}
+            elif not repo.large(each["oid"]).exists():
                 each["actions"] = {
                     "upload": {"href": f"{base}/upload/{each['oid']}"},
                     "verify": {"href": f"{base}/verify"},

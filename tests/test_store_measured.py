@@ -1,0 +1,134 @@
+"""Laws of measured versions: what `cpserve eval` wrote becomes a new version's card, or is refused; nothing else changes."""
+
+# ruff: noqa: F811 - fixtures are named by arguments
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from adapter_store import Store
+from adapter_store.layout import CARD, EVALUATION, MATRIX
+from adapter_store.measured import draw_matrix, read_evaluation
+from cpserve.cli import main
+from cpserve.errors import AdapterError
+from tests.hubserver.client import hub  # noqa: F401
+from tests.hubserver.content import NAMES, learn
+
+WRITTEN = {
+    "judge": "pixels",
+    "concepts": list(NAMES[:3]),
+    "kept": 0.8,
+    "alignment": None,
+    "forgetting": 0.1,
+    "kept_matrix": {"0": {"0": 1.0}, "1": {"0": 0.9, "1": 1.0}, "2": {"0": -0.2, "1": 0.6, "2": 1.0}},
+    "dc_matrix": {"0": {"0": 1.0}},
+}
+
+
+def annotate(*args, code=0):
+    result = CliRunner().invoke(main, ["adapters", "annotate", *map(str, args)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What `cpserve eval --out` leaves."""
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "evaluation.json").write_text(json.dumps(WRITTEN))
+    return tmp_path / "measured"
+
+
+def test_what_was_measured_is_shown_on_the_card_of_a_new_version(tmp_path, folder):
+    """The files are the older version's but for the card, which shows a picture that is there, and the scores."""
+    store = Store(tmp_path / "home")
+    old = learn(store, count=3)
+    assert annotate("pets", folder, "--store", store.root).stdout == "pets@v4 is pets@v3 with what was measured of it\n"
+    new = store.version("pets")
+    assert set(new.paths()) == {*old.paths(), EVALUATION, MATRIX}
+    assert all(new.read(path) == old.read(path) for path in old.paths() if path != CARD)
+    assert new.manifest.concepts == old.manifest.concepts
+    card = new.read(CARD).decode()
+    assert set(re.findall(r"!\[[^]]*\]\((.*?)\)", card)) == {MATRIX, *(f"samples/{name}-0.png" for name in NAMES[:3])}
+    assert "- forgetting: 0.1" in card
+    assert "alignment" not in card
+    assert new.manifest.metrics == {"kept": 0.8, "forgetting": 0.1, "judge": "pixels"}
+    with Image.open(io.BytesIO(new.read(MATRIX))) as picture:
+        assert picture.format == "PNG"
+    assert store.verify() == []
+
+
+def test_on_the_hub_no_weight_is_sent_again(tmp_path, folder, hub):
+    """A version there is annotated there, as one commit that brings the card, the picture and the numbers."""
+    store = Store(tmp_path / "home")
+    learn(store, count=3)
+    store.push("pets", "hf://me/pets")
+    uploads = len(hub.uploaded)
+    annotate("hf://me/pets", folder, "--store", store.root)
+    assert len(hub.uploaded) == uploads
+    assert MATRIX in store.version("hf://me/pets@v4").paths()
+    assert store.verify("hf://me/pets") == []
+
+
+WRONG = {
+    "no JSON": b"{",
+    "nothing": b"{}",
+    "another matrix": json.dumps(WRITTEN | {"kept_matrix": {"0": {"0": 1.0}}}).encode(),
+    "no cosine": json.dumps(WRITTEN | {"kept_matrix": {"0": {"0": 2.0}}}).encode(),
+    "no number": json.dumps(WRITTEN | {"kept": float("nan")}).encode(),
+    "other concepts": json.dumps(WRITTEN | {"concepts": ["dog", "cat", "ox\x1b"]}).encode(),
+}
+
+
+@pytest.mark.parametrize("content", WRONG.values(), ids=WRONG)
+def test_what_is_no_evaluation_of_this_version_is_refused(tmp_path, folder, content):
+    """In one sentence with the command that makes one, and nothing is stored."""
+    store = Store(tmp_path / "home")
+    learn(store, count=3)
+    (folder / "evaluation.json").write_bytes(content)
+    refused = annotate("pets", folder, "--store", store.root, code=1)
+    assert "cpserve eval" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 2
+    assert "\x1b" not in refused.stderr
+    assert store.head("pets") == 3
+
+
+def test_a_folder_without_an_evaluation_is_refused(tmp_path):
+    """The file is named."""
+    learn(Store(tmp_path / "home"))
+    assert "evaluation.json cannot be read" in annotate("pets", tmp_path, "--store", tmp_path / "home", code=1).stderr
+
+
+@settings(max_examples=50, derandomize=True, deadline=None)
+@given(
+    names=st.lists(st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True), min_size=1, max_size=5, unique=True),
+    value=st.floats(-1, 1),
+)
+def test_any_matrix_can_be_drawn(names, value):
+    """Whatever the names and numbers."""
+    matrix = {str(j): {str(i): value for i in range(j + 1)} for j in range(len(names))}
+    written = {"judge": "x", "concepts": names, "kept_matrix": matrix}
+    assert draw_matrix(read_evaluation("x", json.dumps(written).encode())).startswith(b"\x89PNG")
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(place=st.integers(0), value=st.integers(0, 255))
+def test_a_damaged_evaluation_raises_nothing_but_our_own_error(place, value):
+    """Any changed byte gives an evaluation or a clean refusal."""
+    content = bytearray(json.dumps(WRITTEN).encode())
+    content[place % len(content)] = value
+    try:
+        hint = read_evaluation("x", bytes(content)).judge or "none is needed"
+    except AdapterError as error:
+        hint = error.hint
+    assert hint

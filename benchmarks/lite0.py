@@ -14,7 +14,7 @@ from PIL import Image
 from cpserve.features import encoder_for
 from cpserve.measures import unit
 
-JUDGE = (10, 4)
+JUDGE = (13, 4)
 """Block and cells of `lite0_layout` that agree with a person about taught concepts (`judge.py`)."""
 
 

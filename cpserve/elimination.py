@@ -12,6 +12,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+PRIOR = 2  # pairs' worth of the pooled variance
+FEWEST = 3  # degrees of freedom
 SMALLEST = 1e-6  # error rate; beyond it the quantile is no more than a guess
 
 
@@ -40,33 +42,37 @@ class Race:
     def margins(self) -> np.ndarray:
         """Each label's mean difference to the leader in standard errors, `[labels]`: 0 for the leader, inf for those ruled out.
 
-        The variance of a difference is pooled over the labels still in: a few pairs alone would tell too little about it. Of one
-        pair nothing is known of it, and the median difference stands in.
+        Each difference's variance counts with that pooled over the labels still in, as if PRIOR more pairs had shown the latter
+        (a moderated t, Smyth 2004): a few pairs tell too little about one label's, and labels differ. Of one pair nothing is
+        known of it, and the median difference stands in.
         """
         active = self.active
         difference = self.errors[:, active] - self.errors[:, [self.leader]]
         n, labels = difference.shape
         if n > 1:
-            spread = float(np.sqrt(difference.var(axis=0, ddof=1).sum() / max(1, labels - 1) / n))
+            own = difference.var(axis=0, ddof=1)
+            pooled = own.sum() / max(1, labels - 1)
+            spread = np.sqrt(((n - 1) * own + PRIOR * pooled) / (n - 1 + PRIOR) / n)
         else:
-            spread = float(np.median(difference))
+            spread = np.full(labels, np.median(difference))
         margins = np.full(len(active), np.inf)
-        margins[active] = difference.mean(axis=0) / max(spread, 1e-30)
+        margins[active] = difference.mean(axis=0) / np.maximum(spread, 1e-30)
         return margins
 
 
 def ruled_out(race: Race, error: float, looks: int) -> np.ndarray:
     """`[labels]` bool: whom to leave out from now on, with the error rate `error` over all labels and `looks`."""
     active = int(race.active.sum())
-    degrees = (len(race.errors) - 1) * max(1, active - 1)
-    if len(race.errors) < 2 or degrees < 3 or active < 2:
+    more = len(race.errors) - 1
+    degrees = min(more + PRIOR, more * (active - 1))  # of two labels there is nothing to pool
+    if active < 2 or degrees < FEWEST:
         return ~race.active
     gone: np.ndarray = race.margins() > student_quantile(1 - max(error, SMALLEST) / (looks * (active - 1)), degrees)
     return gone
 
 
 def student_quantile(p: float, degrees: float) -> float:
-    """Student's t for 0.5 <= p <= 0.9999 from 3 degrees of freedom on, within a tenth (Abramowitz & Stegun 26.7.5)."""
+    """Student's t for 0.5 <= p <= 0.9999 from FEWEST degrees of freedom on, within a tenth (Abramowitz & Stegun 26.7.5)."""
     z = NormalDist().inv_cdf(p)
     terms = (
         (z**3 + z) / 4,

@@ -3,9 +3,10 @@
 Physics: a K,V-only adapter moves what the UNet reads from the prompt and nothing else, so what the base cannot draw it
 cannot be taught to draw. Judge: EfficientNet-Lite0, the features that `judge.py` chose on fitting concepts, nearest class
 mean (cosine, common mean removed) among the frozen list of 20 held-out concepts, a class being pictures of the concept's
-own drawing in other scenes as the base's autoencoder renders them. Beside it, what the base draws without being taught,
-with its best prompt: of the phrases in `PHRASES` in three wordings, the one with most right of 8 pictures, drawn again
-with other seeds.
+own drawing in other scenes as the base's autoencoder renders them. Beside it, what the base draws without being taught:
+`base` with its best prompt for the concept, a name or description in three wordings, the one with most right of 8
+pictures, drawn again with other seeds; `nearest` likewise with the names of things that it was trained on and that look
+most like it (a pizza for a cheese wedge), which says how far the judge can be fooled.
 
     python tools/emoji64/sources.py && python tools/emoji64/render.py      # the drawings, once
     python benchmarks/teach.py [--concepts 10] [--sheet FILE]
@@ -52,7 +53,8 @@ PHRASES = {
     "jeans": ("jeans", "blue trousers", "t-shirt", "dress", "woman’s clothes"),
     "lizard": ("lizard", "green lizard", "turtle", "frog", "dragon"),
 }
-"""What a person would ask the base for: the name, a description, and the nearest things that it was trained on."""
+"""What a person would ask the base for: the name, a description (`OWN`), and the nearest things that it was trained on."""
+OWN = 2
 WORDINGS = ("a picture of a {}", "a photo of a {}", "a {style} emoji of a {}")
 STYLES = ("noto", "twitter", "joy")
 TAUGHT, OTHERS, DRAWN, TRIED = 6, 12, 20, 8
@@ -85,12 +87,24 @@ def draw(
         return [d.image for d in cpserve.generate(engine, prompts, seeds, cpserve.Drawing(guidance=guidance))]
 
 
-def best_prompt(base: BaseModel, number: int, means: np.ndarray, guidance: float) -> str:
-    """The prompt under which the base draws most pictures that are judged right."""
-    style = STYLES[number % len(STYLES)]
-    prompts = [w.format(phrase, style=style) for phrase in PHRASES[FROZEN[number]] for w in WORDINGS]
-    seeds = range(DRAWN, DRAWN + TRIED)
-    return max(prompts, key=lambda p: shares(judged(draw(base, p, None, guidance, seeds)), means, number))
+def untaught(
+    base: BaseModel, number: int, means: np.ndarray, guidance: float
+) -> tuple[dict[str, object], list[Image.Image]]:
+    """What the base's best prompts are worth, and the pictures of the concept's own."""
+    style, seeds = STYLES[number % len(STYLES)], range(DRAWN, DRAWN + TRIED)
+
+    def right(prompt: str, seeds: Sequence[int] = range(DRAWN)) -> tuple[float, list[Image.Image]]:
+        images = draw(base, prompt, None, guidance, seeds)
+        return shares(judged(images), means, number), images
+
+    def best(phrases: Sequence[str]) -> str:
+        prompts = [w.format(phrase, style=style) for phrase in phrases for w in WORDINGS]
+        return max(prompts, key=lambda prompt: right(prompt, seeds)[0])
+
+    phrases = PHRASES[FROZEN[number]]
+    own, near = best(phrases[:OWN]), best(phrases[OWN:])
+    share, images = right(own)
+    return {"best_prompt": own, "base": share, "nearest_prompt": near, "nearest": right(near)[0]}, images
 
 
 def judged(images: Sequence[Image.Image]) -> np.ndarray:
@@ -109,6 +123,7 @@ def main() -> None:
     arguments.add_argument("--concepts", type=int, default=10)
     arguments.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the trainer")
     arguments.add_argument("--guidance", type=float, default=3.0)
+    arguments.add_argument("--untaught", action="store_true", help="only what the base draws")
     arguments.add_argument("--sheet", type=Path)
     arguments.add_argument("--work", type=Path, default=Path("build/teach"))
     asked = arguments.parse_args()
@@ -121,20 +136,14 @@ def main() -> None:
     means = others.mean(1)
     rows, strips = [], []
     for i in range(asked.concepts):
-        adapter, seconds = teach(base, made[i][0], settings, asked.work)
-        drawn = draw(base, "a photo of <thing>", adapter, asked.guidance)
-        prompt = best_prompt(base, i, means, asked.guidance)
-        plain = draw(base, prompt, None, asked.guidance)
-        rows.append(
-            {
-                "concept": FROZEN[i],
-                "seconds": round(seconds, 1),
-                "right": shares(judged(drawn), means, i),
-                "best_prompt": prompt,
-                "base": shares(judged(plain), means, i),
-                "real": shares(others[i], means, i),
-            }
-        )
+        row, plain = untaught(base, i, means, asked.guidance)
+        row |= {"concept": FROZEN[i], "real": shares(others[i], means, i)}
+        drawn = []
+        if not asked.untaught:
+            adapter, seconds = teach(base, made[i][0], settings, asked.work)
+            drawn = draw(base, "a photo of <thing>", adapter, asked.guidance)
+            row |= {"seconds": round(seconds, 1), "right": shares(judged(drawn), means, i)}
+        rows.append(row)
         strips.append([*made[i][0][:3], *drawn[:12], *plain[:3]])
         print(rows[-1], flush=True)
     if asked.sheet:
@@ -143,12 +152,13 @@ def main() -> None:
             for x, image in enumerate(strip):
                 sheet.paste(image.resize((64, 64)), (x * 66, y * 66))
         sheet.save(asked.sheet)
-    mean = {k: round(float(np.mean([r[k] for r in rows])), 3) for k in ("seconds", "right", "base", "real")}
+    told = [k for k in ("seconds", "right", "base", "nearest", "real") if k in rows[0]]
+    mean = {k: round(float(np.mean([r[k] for r in rows])), 3) for k in told}
     print(
         json.dumps(
             {
                 "benchmark": "teach",
-                "base": base.spec.entry.fingerprint.weights[:12],
+                "weights": base.spec.entry.fingerprint.weights[:12],
                 "judge": JUDGE,
                 "concepts": len(rows),
                 "threads": torch.get_num_threads(),

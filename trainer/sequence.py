@@ -20,7 +20,7 @@ from trainer.consolidate import consolidation
 from trainer.fisher import fisher, sampled_rivals
 from trainer.images import digest, encode_concept, encode_pictures
 from trainer.learned import own_accuracy
-from trainer.loop import Penalty, Progress, Stage, Task, optimise
+from trainer.loop import Penalty, Progress, Stage, Task, lay_out, optimise
 from trainer.lora import Trainable, rank_of, recompress, start_token, states, trainable
 from trainer.methods import BY_NAME, Method
 from trainer.penalties.c_lora import Overlap, updates
@@ -176,6 +176,7 @@ def learn(
 def _learn(lesson: Lesson, record: Record, progress: Callable[[Progress], None] | None) -> Adapter:
     settings, method = lesson.settings, lesson.method
     task = _task(lesson, record.latents())
+    lay_out(lesson.base.unet)
     consolidating = settings.dsc_steps if method.consolidate and lesson.start.tokens else 0
     total = settings.steps + consolidating
     model, penalty = task.trainable, _penalty(lesson, task.trainable)

@@ -284,7 +284,7 @@ def test_json_is_alone_on_stdout(home: Path, folders: dict[str, Path], tmp_path:
     (tmp_path / "mixed").mkdir()
     Image.new("RGB", (64, 64), "red").save(tmp_path / "mixed" / "red.png")
     (tmp_path / "mixed" / "\x1b[2Jbad.png").write_bytes(b"no picture")
-    labels = told("classify", tmp_path / "mixed", "--adapter", "pets@v1", "--draws", 1, *base, code=1)
+    labels = told("classify", tmp_path / "mixed", "--adapter", "pets@v1", "--draws", 2, *base, code=1)
     assert [Path(p["picture"]).name for p in labels["pictures"]] == ["red.png"]
     assert "control characters" in labels["refused"][0]["rule"]
 

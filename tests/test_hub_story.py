@@ -207,6 +207,7 @@ def test_what_eval_writes_can_be_put_on_a_card(learned: Path, tmp_path: Path) ->
         drift=[0.1, 0.2],
         pictures={0: {0: [picture]}, 1: {0: [picture], 1: [picture]}},
     )
+    (tmp_path / "measured").mkdir()
     write_evaluation(tmp_path / "measured", made, "pixels")
     run("adapters", "annotate", "pets", tmp_path / "measured", "--store", store.root)
     version = store.version("pets@v3")

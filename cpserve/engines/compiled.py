@@ -46,7 +46,7 @@ class CompiledEngine(Engine):
         try:
             self._load()  # a missing library is reported now, not at the first picture
         except EngineError:
-            self.close()
+            super().close()
             raise
 
     @abstractmethod

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 
+def printable(value: object) -> str:
+    """Without what could move a terminal's cursor: names of strangers' files come this way."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+
+
 @dataclass(eq=False)
 class CpserveError(Exception):
     """Something the user can act on. `str()` is one sentence; `hint` is the command or the change that helps."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
-from cpserve.errors import AdapterError, RefError
+from cpserve.errors import AdapterError, RefError, printable
 
 SCHEMA = 2
 FILE_NAME = "cpserve.json"
@@ -152,7 +152,7 @@ def _migrated(document: bytes, written: int) -> str:
 
 def plain(text: object) -> str:
     """A stranger's words for a sentence: in one line, short, and without what could move a terminal's cursor."""
-    words = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    words = printable(text)
     return words if len(words) <= 200 else f"{words[:197]}..."
 
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import click
 
-from cpserve.cli._show import printable
-from cpserve.errors import CpserveError
+from cpserve.errors import CpserveError, printable
 
 STOPPED = 130  # as shells report a process that Ctrl-C ended
 

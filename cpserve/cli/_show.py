@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from cpserve.errors import printable
+
 LINE_S = 10.0  # between two lines of progress where there is no terminal
 
 Report = Callable[[str, int, int, str], None]  # (what, steps done, steps in all, how it goes)
@@ -39,11 +41,6 @@ def pairs(values: Mapping[str, Any], indent: int = 0) -> str:
     width = max(map(len, values), default=0)
     lines = (f"{name.replace('_', ' ').ljust(width)}  {printable(value)}" for name, value in values.items())
     return "\n".join(" " * indent + line for line in lines)
-
-
-def printable(value: object) -> str:
-    """Without what could move a terminal's cursor: names of strangers' files come this way."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
 
 
 @contextmanager

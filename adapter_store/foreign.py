@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import JsonValue
 from safetensors.numpy import save
 
 from adapter_store.card import render_card
@@ -158,7 +157,7 @@ def _metadata(lora: Lora) -> str:
 def draft_of(lora: Lora, base: BaseEntry, name: str, content: bytes) -> tuple[Manifest, dict[str, bytes]]:
     """What a store keeps of it: the manifest's draft, which says where it came from, and the files."""
     ranks = sorted({len(a) for a, _ in lora.modules.values()})
-    settings: dict[str, JsonValue] = {
+    settings: dict[str, Any] = {
         "file": name,
         "sha256": sha256(content),
         "modules": len(lora.modules),

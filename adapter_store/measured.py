@@ -6,10 +6,12 @@ Knows the file and the picture. Does not know how anything is measured.
 from __future__ import annotations
 
 import io
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import asdict, replace
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from adapter_store.card import render_card
 from adapter_store.layout import CARD, EVALUATION, MATRIX
@@ -21,13 +23,11 @@ CELL, TEXT, GAP = (72, 36), 15, 8  # pixels
 LONGEST = 24  # characters of a name
 FULL, EMPTY = (47, 111, 179), (240, 240, 240)  # of a concept that is all there, and of one that is gone
 
-Cosine = Annotated[float, Field(ge=-1, le=1)]
+Cosine = Annotated[float, Meta(ge=-1, le=1)]
 
 
-class Evaluation(BaseModel):
+class Evaluation(Struct, frozen=True):
     """The part of `evaluation.json` that is kept; `kept_matrix[j][i]` is concept i under the version with j + 1 concepts."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     judge: str
     concepts: tuple[str, ...]
@@ -41,9 +41,9 @@ class Evaluation(BaseModel):
     drift: float | None = None
 
     @property
-    def scores(self) -> dict[str, JsonValue]:
+    def scores(self) -> dict[str, Any]:
         """What was measured in one number each."""
-        told = self.model_dump(exclude={"judge", "concepts", "kept_matrix"}, exclude_none=True)
+        told = {k: v for k, v in asdict(self).items() if isinstance(v, float)}
         return {**told, "judge": self.judge}
 
 
@@ -54,9 +54,9 @@ def read_evaluation(path: str, content: bytes) -> Evaluation:
         AdapterError: it is none.
     """
     try:
-        read = Evaluation.model_validate_json(content)
-    except ValidationError as error:
-        raise _no_evaluation(path, plain(error.errors()[0]["msg"])) from None
+        read = msgspec.json.decode(content, type=Evaluation)
+    except (ValueError, RecursionError) as error:
+        raise _no_evaluation(path, plain(error)) from None
     count = len(read.concepts)
     if {j: set(row) for j, row in read.kept_matrix.items()} != {j: set(range(j + 1)) for j in range(count)}:
         raise _no_evaluation(path, "its matrix does not hold each concept under each version that knows it")
@@ -77,7 +77,7 @@ def annotated(version: Version, path: str, content: bytes) -> tuple[Manifest, di
             f"{path} measures {plain(', '.join(read.concepts))}, which are not the concepts of {version}",
             hint=f"measure them: cpserve eval {version}",
         )
-    draft = manifest.model_copy(update={"metrics": {**manifest.metrics, **read.scores}})
+    draft = replace(manifest, metrics={**manifest.metrics, **read.scores})
     files = {path: version.read(path) for path in version.paths()}
     card = render_card(draft, manifest.name, measured=True).encode()
     return draft, {**files, CARD: card, EVALUATION: content, MATRIX: draw_matrix(read)}

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from msgspec.structs import replace
+
 from adapter_store.layout import MANIFEST
 from cpserve.errors import AdapterError, IntegrityError, StoreError
 from cpserve.manifest import FileEntry, Manifest, Parent
@@ -76,21 +78,23 @@ def parse(ref: str, document: bytes, number: int | None = None) -> Manifest:
 
 
 def completed(draft: Manifest, name: str, entries: tuple[FileEntry, ...], previous: Parent | None) -> Manifest:
-    """The draft as the version after `previous`: what only a store knows is filled in."""
+    """The draft as the version after `previous`: what only a store knows is filled in.
+
+    Raises:
+        AdapterError: a field is out of range, so that the version could never be read again.
+    """
     number = previous.version + 1 if previous else 1
-    concepts = tuple(
-        concept if concept.since else concept.model_copy(update={"since": number}) for concept in draft.concepts
+    concepts = tuple(concept if concept.since else replace(concept, since=number) for concept in draft.concepts)
+    whole = replace(
+        draft,
+        name=name,
+        version=number,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        previous=previous,
+        files=entries,
+        concepts=concepts,
     )
-    return draft.model_copy(
-        update={
-            "name": name,
-            "version": number,
-            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "previous": previous,
-            "files": entries,
-            "concepts": concepts,
-        }
-    )
+    return Manifest.parse(whole.dump())
 
 
 def entries_of(files: Mapping[str, bytes]) -> tuple[FileEntry, ...]:

@@ -80,8 +80,8 @@ def looks(root: Path) -> dict[str, float]:
     return {
         "list": seconds(lambda: [store.version(name).manifest for name in store.names()]),
         "log": seconds(lambda: store.log("name-0")),
-        "list_command": seconds(lambda: command("list"), 3),
-        "log_command": seconds(lambda: command("log", "name-0"), 3),
+        "list_command": seconds(lambda: command("list")),
+        "log_command": seconds(lambda: command("log", "name-0")),
         "help_command": seconds(lambda: subprocess.run([*COMMAND, "--help"], check=True, stdout=subprocess.DEVNULL), 3),
     }
 
@@ -125,8 +125,8 @@ def main() -> None:
     print(f"{asked.names} names x {asked.versions:,} versions")
     for what, value in found.items():
         print(f"{what:22} {value:.3f}{'' if 'downloads' in what or 'requests' in what else ' s'}")
-    met = found["list"] < GOAL_S and found["log"] < GOAL_S and found["pull_again_downloads"] == 0
-    print(f"goal of {GOAL_S} s and no download: {'met' if met else 'NOT met'}")
+    met = found["list_command"] < GOAL_S and found["log_command"] < GOAL_S and found["pull_again_downloads"] == 0
+    print(f"goal of {GOAL_S} s a whole command and no download: {'met' if met else 'NOT met'}")
     line = {"benchmark": "store", "names": asked.names, "versions": asked.versions}
     line |= {what: round(value, 4) for what, value in found.items()}
     line |= {"goal_s": GOAL_S, "met": met, "date": datetime.now(UTC).date().isoformat(), "machine": _machine()}

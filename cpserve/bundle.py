@@ -19,13 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+import msgspec
+from msgspec import Meta
 
 from cpserve.base import BaseSpec
 from cpserve.errors import EngineError
-from cpserve.manifest import BaseEntry, FileEntry, Fingerprint, Sha256
+from cpserve.manifest import BaseEntry, Document, FileEntry, Fingerprint, Sha256, plain
 from cpserve.prompt_kv import KVSites, Site
 from cpserve.schedule import Schedule
 from cpserve.signature import Signature
@@ -38,29 +39,24 @@ AGAIN = "make it again: cpserve export --onnx --out BUNDLE"
 RunnerName = Literal["onnx", "openvino", "trt"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
-_Strict = ConfigDict(frozen=True, extra="forbid", strict=True)
-_Count = Annotated[int, Field(ge=1)]
+_Count = Annotated[int, Meta(ge=1)]
 
 
-class SiteEntry(BaseModel):
+class SiteEntry(Document, frozen=True):
     """A K,V site in packing order: the attention module's name and its width C."""
-
-    model_config = _Strict
 
     name: str
     width: _Count
 
 
-class MergedEntry(BaseModel):
+class MergedEntry(Document, frozen=True):
     """A LoRA that was folded into the base's weights: the hash of its file, and how much of it."""
-
-    model_config = _Strict
 
     sha256: Sha256
     scale: float
 
 
-class Recipe(BaseModel):
+class Recipe(Document, frozen=True, kw_only=True):
     """Everything that a bundle's files depend on.
 
     `modules`, `tokenizer` are hashes of configurations and vocabulary, `libraries` the versions that traced it.
@@ -68,14 +64,12 @@ class Recipe(BaseModel):
     and `sizes` the latent sides that are compiled (none: any), `gpus` the architectures (`sm86`).
     """
 
-    model_config = _Strict
-
-    schema_version: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)] = SCHEMA
+    schema_version: Annotated[int, Meta(ge=SCHEMA, le=SCHEMA)] = SCHEMA
     fingerprint: Fingerprint
     modules: Sha256
     tokenizer: Sha256
     merged: tuple[MergedEntry, ...] = ()
-    schedule: Mapping[str, JsonValue]
+    schedule: Mapping[str, Any]
     sites: tuple[SiteEntry, ...]
     tokens: _Count
     channels: _Count
@@ -95,13 +89,11 @@ class Recipe(BaseModel):
     @property
     def key(self) -> str:
         """The bundle's identity: equal recipes, equal keys, whatever folder the base or the bundle lies in."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
 
 
-class BundleManifest(BaseModel):
+class BundleManifest(Document, frozen=True):
     """`bundle.json`. `parity` is each graph's largest difference from torch, measured before the bundle was let out."""
-
-    model_config = _Strict
 
     base: str
     commit: str | None
@@ -111,7 +103,7 @@ class BundleManifest(BaseModel):
     files: tuple[FileEntry, ...]
 
     def write(self, root: Path) -> None:
-        (root / FILE_NAME).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (root / FILE_NAME).write_bytes(self.dump())
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +136,11 @@ def read_manifest(root: Path) -> BundleManifest:
     """
     path = root / FILE_NAME
     try:
-        manifest = BundleManifest.model_validate_json(path.read_bytes())
+        manifest = BundleManifest.read(path.read_bytes())
     except OSError:
         raise EngineError(f"{root} is not an engine bundle: it has no {FILE_NAME}", hint=AGAIN) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise EngineError(f"{path} cannot be read: {where}: {first['msg']}", hint=AGAIN) from None
+    except ValueError as error:
+        raise EngineError(f"{path} cannot be read: {plain(error)}", hint=AGAIN) from None
     if manifest.recipe.key != manifest.key:
         raise EngineError(f"{path} was changed after the bundle was made", hint=AGAIN)
     return manifest

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from filelock import FileLock, Timeout
 from PIL import Image
 
@@ -172,7 +173,7 @@ def _learn_one(
     files["README.md"] = render_card(made.manifest, name).encode()
     head = start.manifest.version
     pin = store.version(f"{name}@v{head}").pin if head else None
-    draft = made.manifest.model_copy(update={"trained_from": pin})
+    draft = msgspec.structs.replace(made.manifest, trained_from=pin)
     version = store.commit(name, files, draft, expected_head=head)
     record.delete()
     return Learned(concept.name, version, tuple(w for w in (unfit, _unlearned(made)) if w))

@@ -6,43 +6,59 @@ Knows names, hashes and lineage. Does not know tensors (`adapter.py`) or where v
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+import msgspec
+from msgspec import Meta, Struct
 
 from cpserve.errors import AdapterError, RefError, printable
 
 SCHEMA = 2
 FILE_NAME = "cpserve.json"
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}\Z"
 
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
-class FileEntry(_Frozen):
+class Document(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Strict JSON: fields are checked when they are read, by their annotations, and unknown ones refused."""
+
+    def dump(self) -> bytes:
+        """The document's bytes; equal documents give equal bytes."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+
+    @classmethod
+    def read(cls, document: bytes) -> Self:
+        """Read untrusted bytes.
+
+        Raises:
+            ValueError: they are not JSON, or a field is missing, unknown or out of range; the sentence says which.
+        """
+        try:
+            return msgspec.json.decode(document, type=cls)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+
+
+class FileEntry(Document, frozen=True):
     """One file of a version: path relative to its root, size in bytes, hash of its content."""
 
-    path: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    size: Annotated[int, Field(ge=0)]
+    path: Annotated[str, Meta(min_length=1, max_length=200)]
+    size: Annotated[int, Meta(ge=0)]
     sha256: Sha256
 
 
-class Fingerprint(_Frozen):
+class Fingerprint(Document, frozen=True):
     """A base model's identity: names and shapes of its weights, and the weights rounded to fp16."""
 
     architecture: Sha256
     weights: Sha256
 
 
-class BaseEntry(_Frozen):
+class BaseEntry(Document, frozen=True):
     """The base model that an adapter was learned on: `builtin:emoji64`, a Hub id with its commit, or a folder's name."""
 
     id: str
@@ -50,25 +66,25 @@ class BaseEntry(_Frozen):
     commit: str | None = None
 
 
-class ConceptEntry(_Frozen):
+class ConceptEntry(Document, frozen=True):
     """One learned concept; `since` is the version in which it was learned, `pictures` how many it was learned from."""
 
     name: Name
     token: str
     class_word: str | None
     templates: tuple[str, ...]
-    since: Annotated[int, Field(ge=0)]
-    pictures: Annotated[int, Field(ge=0)]
+    since: Annotated[int, Meta(ge=0)]
+    pictures: Annotated[int, Meta(ge=0)]
 
 
-class Parent(_Frozen):
+class Parent(Document, frozen=True):
     """A version before this one, pinned by the hash of its manifest."""
 
-    version: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Meta(ge=1)]
     manifest_sha256: Sha256
 
 
-class Manifest(_Frozen):
+class Manifest(Document, frozen=True, kw_only=True):
     """An adapter version. The trainer fills what it knows; the store fills `name`, `version`, `created`, `previous`, `files`.
 
     `trained_from` is the version that learning went on from: a learned version holds everything learned before it, so
@@ -76,24 +92,20 @@ class Manifest(_Frozen):
     touches: `kv`, the keys and values of the cross-attention, so that it lives in the bank; `other` is for `export --merge`.
     """
 
-    schema_version: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)] = SCHEMA
+    schema_version: Annotated[int, Meta(ge=SCHEMA, le=SCHEMA)] = SCHEMA
     name: Name = "default"
-    version: Annotated[int, Field(ge=0)] = 0
+    version: Annotated[int, Meta(ge=0)] = 0
     created: str = ""
     base: BaseEntry
     concepts: tuple[ConceptEntry, ...]
     layers: Literal["kv", "other"] = "kv"
     method: str
-    settings: Mapping[str, JsonValue] = {}
-    metrics: Mapping[str, JsonValue] = {}
+    settings: Mapping[str, Any] = {}
+    metrics: Mapping[str, Any] = {}
     libraries: Mapping[str, str] = {}
     previous: Parent | None = None
     trained_from: Parent | None = None
     files: tuple[FileEntry, ...] = ()
-
-    def dump(self) -> bytes:
-        """The document's bytes; equal manifests give equal bytes."""
-        return (self.model_dump_json(indent=1) + "\n").encode()
 
     @property
     def sha256(self) -> str:
@@ -108,30 +120,28 @@ class Manifest(_Frozen):
             AdapterError: not JSON, a field is missing, unknown or out of range, or the schema is newer than this program.
         """
         try:
-            return cls._read(document)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "document"
+            return cls._migrating(document)
+        except ValueError as error:
             raise AdapterError(
-                f"{FILE_NAME} cannot be read: {plain(where)}: {plain(first['msg'])}",
+                f"{FILE_NAME} cannot be read: {plain(error)}",
                 hint="check that the file comes from cpserve, or upgrade cpserve if it was written by a newer one",
             ) from None
 
     @classmethod
-    def _read(cls, document: bytes) -> Manifest:
+    def _migrating(cls, document: bytes) -> Manifest:
         try:
-            return cls.model_validate_json(document)  # nearly every document is of this schema, and a log reads many
-        except ValidationError:
-            written = _Header.model_validate_json(document).schema_version
+            return cls.read(document)  # nearly every document is of this schema, and a log reads many
+        except msgspec.ValidationError:
+            written = msgspec.json.decode(document, type=_Header).schema_version
             if written >= SCHEMA:
                 raise
-            return cls.model_validate_json(_migrated(document, written))
+            return cls.read(_migrated(document, written))
 
 
-class _Header(BaseModel):
+class _Header(Struct):
     """What every schema has in common."""
 
-    schema_version: Annotated[int, Field(ge=1)] = 1
+    schema_version: Annotated[int, Meta(ge=1)] = 1
 
 
 def layers_were_kv_only(old: dict[str, Any]) -> dict[str, Any]:
@@ -143,11 +153,11 @@ MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: layer
 """By schema, what makes a document of it one of the next. Stored bytes never change: documents migrate as they are read."""
 
 
-def _migrated(document: bytes, written: int) -> str:
-    read = json.loads(document)  # it is JSON: `written` was read from it
+def _migrated(document: bytes, written: int) -> bytes:
+    read = msgspec.json.decode(document)
     for schema in range(written, SCHEMA):
         read = MIGRATIONS[schema](read) | {"schema_version": schema + 1}
-    return json.dumps(read)
+    return msgspec.json.encode(read)
 
 
 def plain(text: object) -> str:
@@ -162,7 +172,7 @@ def check_name(name: str) -> str:
     Raises:
         RefError: it does not match `[a-z0-9][a-z0-9._-]{0,63}`.
     """
-    if not re.match(NAME_PATTERN, name) or name.endswith("\n"):
+    if not re.match(NAME_PATTERN, name):
         raise RefError(
             f"{name!r} cannot be a name",
             ref=name,

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from safetensors.torch import save
 
 from cpserve.base import BaseModel
@@ -104,7 +105,7 @@ def plan_export(base: BaseModel, out: Path, target: Target | None = None, loras:
         AdapterError: a LoRA cannot be read or does not fit the base.
     """
     target = resolve(target or Target(), base)
-    recipe = _recipe(base, target).model_copy(update={"merged": tuple(lora.entry() for lora in loras)})
+    recipe = msgspec.structs.replace(_recipe(base, target), merged=tuple(lora.entry() for lora in loras))
     base = merge(base, loras)
     return Plan(base, out, recipe, _action(out, recipe), _files(base, recipe))
 

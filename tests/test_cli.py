@@ -27,7 +27,7 @@ from tools.cli_reference import commands, root
 COMMANDS = {context.command_path: command for command, context in commands(main, root())}
 BASE, OTHER = "sd21", "sd15"  # the first has fewer levels and compiles sooner
 QUICK = "batch = 2\nvariants = 2\nrank = 2\n"
-HEAVY = {"torch", "diffusers", "transformers", "numpy", "PIL", "pydantic"}
+HEAVY = {"torch", "diffusers", "transformers", "numpy", "PIL", "msgspec"}
 IN_PROCESS = [sys.executable, "-c", "from cpserve.cli import main; main()"]
 
 
@@ -403,7 +403,7 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     "code", ["import cpserve", "from cpserve.cli import main; main(['--help'], standalone_mode=False)"]
 )
 def test_starting_costs_nothing_heavy(code: str) -> None:
-    """Neither `import cpserve` nor `cpserve --help` loads a numeric library, Pillow or pydantic."""
+    """Neither `import cpserve` nor `cpserve --help` loads a numeric library, Pillow or msgspec."""
     script = f"import sys; {code}; print('loaded', *sys.modules)"
     out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     assert HEAVY.isdisjoint(out.splitlines()[-1].split())

@@ -9,6 +9,7 @@ import errno
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from adapter_store import Store, tokens
 from adapter_store.hub_errors import RAISED, ROWS, explained
@@ -126,7 +127,7 @@ def test_limits_are_looked_at_before_anything_is_fetched(tmp_path):
     """Too many files, or too large ones, are refused by the manifest alone."""
     one = FileEntry(path="a", size=1, sha256="0" * 64)
     check_limits("R", [one], tmp_path / "not" / "yet")
-    for entries in ([one] * (FILES + 1), [one.model_copy(update={"size": BYTES + 1})]):
+    for entries in ([one] * (FILES + 1), [replace(one, size=BYTES + 1)]):
         with pytest.raises(StoreError, match="are not fetched") as caught:
             check_limits("R", entries, tmp_path)
         assert caught.value.hint

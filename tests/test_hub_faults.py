@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
+from msgspec.structs import replace
 
 from adapter_store import Store, hub_client, hub_publish
 from cpserve.errors import CpserveError, IntegrityError, StoreError
@@ -282,8 +283,8 @@ def test_a_full_disk_below_the_clients_cache_is_said_to_be_full(small_disk, hub,
 
 def hostile(manifest: Manifest, **file: object) -> bytes:
     """A manifest of v1 whose first file is told otherwise."""
-    first = manifest.files[0].model_copy(update=file)
-    return manifest.model_copy(update={"files": (first, *manifest.files[1:])}).dump()
+    first = replace(manifest.files[0], **file)
+    return replace(manifest, files=(first, *manifest.files[1:])).dump()
 
 
 HOSTILE = {
@@ -294,7 +295,7 @@ HOSTILE = {
     "a file of a terabyte": lambda m: hostile(m, size=1 << 40),
     "a file that is larger on the Hub": lambda m: hostile(m, size=3),
     "a file that is not there": lambda m: hostile(m, path="nothing.png"),
-    "another number": lambda m: m.model_copy(update={"version": 7}).dump(),
+    "another number": lambda m: replace(m, version=7).dump(),
     "no JSON": lambda _: b"{",
     "a manifest without an end": lambda m: m.dump() + b" " * (5 << 20),
 }

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from safetensors.numpy import load, save
 
 from adapter_store import Store
@@ -233,7 +234,7 @@ def test_a_card_is_what_the_hub_reads(tmp_path):
     assert data["instance_prompt"] == "a photo of <cat>"
     assert {"text-to-image", "lora", "diffusers", "template:sd-lora"} <= set(data["tags"])
     assert "base_model" not in data
-    there = local.model_copy(update={"base": BASE.model_copy(update={"id": "user/model-1.5"})})
+    there = replace(local, base=replace(BASE, id="user/model-1.5"))
     (tmp_path / "README.md").write_text(render_card(there, "pets"), "utf-8")
     data = ModelCard.load(tmp_path / "README.md").data.to_dict()
     assert (data["base_model"], data["base_model_relation"]) == ("user/model-1.5", "adapter")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from safetensors.numpy import save
 
 from adapter_store import Store
@@ -42,8 +43,8 @@ def dense(tensors):
 def test_diff_tells_what_changed(store):
     """Concepts, settings, scores and files as pairs, and per layer how far the weights' change moved, as computed in full."""
     one, two = factors(1, 2), factors(2, 3)
-    first = draft(1).model_copy(update={"settings": {"steps": 4, "rank": 2}, "metrics": {"dc": 0.5}})
-    second = draft(2).model_copy(update={"settings": {"steps": 4, "rank": 3}, "metrics": {"dc": 0.75, "new": 1}})
+    first = replace(draft(1), settings={"steps": 4, "rank": 2}, metrics={"dc": 0.5})
+    second = replace(draft(2), settings={"steps": 4, "rank": 3}, metrics={"dc": 0.75, "new": 1})
     a = store.commit("pets", {WEIGHTS: save(one), "gone": b"1", "same": b"2"}, first, expected_head=0)
     b = store.commit("pets", {WEIGHTS: save(two), "same": b"2"}, second, expected_head=1)
     found = diff(a, b)

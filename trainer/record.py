@@ -11,24 +11,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, JsonValue
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cpserve.errors import TrainingError
-from cpserve.manifest import ConceptEntry, Fingerprint
+from cpserve.manifest import ConceptEntry, Document, Fingerprint
 
 
-class Run(BaseModel):
+class Run(Document, frozen=True):
     """What is being learned; a resumed run must ask for the same."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     concept: ConceptEntry
-    settings: dict[str, JsonValue]
+    settings: dict[str, Any]
     base: Fingerprint
     start: str
     """The content hash of the adapter that learning went on from."""
@@ -57,7 +55,7 @@ class Record:
             TrainingError: there is none, or its file cannot be read.
         """
         try:
-            return Run.model_validate_json(self.run_file.read_bytes())
+            return Run.read(self.run_file.read_bytes())
         except (OSError, ValueError) as error:
             raise TrainingError(
                 f"the unfinished run in {self.folder} cannot be read", hint="drop it: add --restart to the same command"
@@ -72,8 +70,8 @@ class Record:
         with self._disk():
             self.folder.mkdir(parents=True)
             self._save(self.folder / "latents.safetensors", latents)
-            with temporary.open("w") as stream:
-                stream.write(run.model_dump_json(indent=1))
+            with temporary.open("wb") as stream:
+                stream.write(run.dump())
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(self.run_file)

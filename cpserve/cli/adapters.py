@@ -68,9 +68,11 @@ def log(common: Common, name: str) -> None:
 @common_options
 def show(common: Common, ref: str) -> None:
     """What a version is: its concepts, settings, scores and files."""
+    from msgspec import to_builtins
+
     version = common.store.version(ref)
     manifest = version.manifest
-    value = manifest.model_dump(mode="json")
+    value = to_builtins(manifest)
     top = {"version": str(version), "created": manifest.created, "method": manifest.method, "base": manifest.base.id}
     concepts = [(c.name, c.token, c.class_word or "", f"v{c.since}", c.pictures) for c in manifest.concepts]
     parts = [

@@ -92,11 +92,13 @@ def _store(common: Common) -> Facts:
 
 
 def _base(common: Common) -> Facts:
+    from msgspec import to_builtins
+
     try:
         entry = open_base(common, None).spec.entry
     except CpserveError as error:
         return {"id": BASE, "error": str(error)}
-    return {"id": entry.id, **entry.fingerprint.model_dump()}
+    return {"id": entry.id, **to_builtins(entry.fingerprint)}
 
 
 def _engine(providers: list[str]) -> Facts:

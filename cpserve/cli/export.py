@@ -135,6 +135,8 @@ def export(
 
 
 def _told(plan: Plan) -> dict[str, Any]:
+    from msgspec import to_builtins
+
     recipe = plan.recipe
     return {
         "action": plan.action,
@@ -142,7 +144,7 @@ def _told(plan: Plan) -> dict[str, Any]:
         "key": recipe.key,
         "runner": recipe.runner,
         "precision": recipe.precision,
-        "merged": [entry.model_dump() for entry in recipe.merged],
+        "merged": to_builtins(recipe.merged),
         "rows": recipe.rows,
         "gpus": recipe.gpus,
         "sizes": [side * recipe.vae_factor for side in recipe.sizes],

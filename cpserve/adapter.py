@@ -48,7 +48,7 @@ class Adapter:
     @cached_property
     def content_hash(self) -> str:
         """A hash of everything that K,V depend on; caches are keyed by it, never by a name or an address."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(json.dumps(self.tokens).encode())
         for group in (self.lora, self.embeddings):
             for name in sorted(group):
                 tensor = group[name].detach().float().cpu().contiguous()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -55,6 +56,17 @@ def test_weights_are_matched_by_name(eager: EagerEngine) -> None:
     assert shuffled.content_hash == adapter.content_hash
     ours, theirs = (EagerEngine(eager.base).bank.packed([Prompt("a dog", x)])[0] for x in (adapter, shuffled))
     assert torch.equal(ours, theirs)
+
+
+def test_the_order_of_tokens_is_part_of_an_adapter(eager: EagerEngine) -> None:
+    """Tokens are numbered in their order, so with two of them swapped a cache must not give one adapter the other's prompts."""
+    adapter = make_adapter(eager.spec, 1, ("<dog>", "<cat>"))
+    manifest = msgspec.structs.replace(adapter.manifest, concepts=adapter.manifest.concepts[::-1])
+    swapped = replace(adapter, manifest=manifest)
+    one = eager.bank.packed([Prompt("<dog>", adapter), Prompt("<dog>", swapped)])
+    assert torch.equal(one[0][one[1][0]], one[0][one[1][1]]), "the same token of the same vector"
+    other = EagerEngine(eager.base).bank.packed([Prompt("<dog>", swapped), Prompt("<cat>", adapter)])
+    assert not torch.equal(other[0][other[1][0]], other[0][other[1][1]])
 
 
 def test_scale_zero_is_the_base_bit_for_bit(eager: EagerEngine) -> None:

@@ -3,13 +3,17 @@
 Held-out concepts are taught in sequence to the built-in base. After each, every concept so far is drawn under prompts that
 occur neither in training nor among the protected ones; Lite0 features of those pictures and of the concept's unseen pictures,
 as the base's autoencoder renders them, give docs/METHOD.md's measures. Diffusion-classifier accuracy: unseen pictures among
-all concepts so far, when each was learned and at the end. `alone` teaches each concept by itself (`per-concept`, a bound:
-nothing can be forgotten).
+all concepts so far, when each was learned and at the end. Two bounds: `alone` teaches each concept by itself (`per-concept`:
+nothing can be forgotten), `joint` all of them at once, with as many steps as the sequence has.
+
+`--two` asks for two concepts in one picture: how many of 100 show both (`pairs.py` judges), drawn by the method's one adapter, or
+by the sum of the two updates of `alone`.
 
     python benchmarks/forgetting.py --method null-space --order 0 --seed 0 [--concepts 10]
     python benchmarks/forgetting.py --quick             # three concepts, two methods, under ten minutes
     python benchmarks/forgetting.py --all               # every run that results/forgetting.jsonl lacks; one thread a process pays
     python benchmarks/forgetting.py --table             # the README's table from the committed lines
+    python benchmarks/forgetting.py --two [--method null-space] [--seed 0]      # one line in results/pairs.jsonl
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +38,23 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
+from benchmarks.joint import learn_jointly
 from benchmarks.lite0 import JUDGE, lite0_layout
-from benchmarks.teach import pictures, shares
+from benchmarks.pairs import measure
+from benchmarks.teach import STYLES, pictures, shares
+from benchmarks.timing import keep
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture
+from cpserve.engine import Engine
 from cpserve.engines.eager import EagerEngine
-from cpserve.evaluation import evaluate, rendered
+from cpserve.evaluation import EVALUATED, UNRELATED, dc_accuracy, draw, evaluate, rendered
 from cpserve.features import encoder_for
+from cpserve.manifest import Manifest
+from cpserve.measures import alignment, mmd2, unit
+from examples import drawing_of
 from trainer import METHODS, Record, Settings, learn
+from trainer.lora import fold
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "forgetting.jsonl"
@@ -60,7 +73,9 @@ SOURCES = (
     "cpserve/models/*/recognition.json",
     "benchmarks/teach.py",
     "benchmarks/lite0.py",
+    "benchmarks/joint.py",
 )
+BOUNDS = ("alone", "joint")
 CONCEPTS = {
     "test": (
         "baseball", "crab", "bicycle", "cookie", "drum", "fire engine", "jeans", "lizard", "rose", "telescope",
@@ -110,11 +125,18 @@ def sources() -> str:
 def teach(
     base: BaseModel, asked: Run, taught: Sequence[Sequence[Image.Image]], folder: Path
 ) -> tuple[list[Adapter], list[float]]:
-    """The adapter after each concept, and the seconds that each took. `alone`: each concept by itself."""
+    """The adapter after each concept, and the seconds that each took. `alone`: each concept by itself; `joint`: one adapter."""
     adapters, seconds = [empty_adapter(base.spec.entry)], []
-    for j, images in enumerate(taught):
+    concepts = [
+        Concept(f"thing{j}", tuple(Picture(f"{i}.jpg", image) for i, image in enumerate(images)))
+        for j, images in enumerate(taught)
+    ]
+    if asked.method == "joint":
         began = time.monotonic()
-        concept = Concept(f"thing{j}", tuple(Picture(f"{i}.jpg", image) for i, image in enumerate(images)))
+        joint = learn_jointly(base, concepts, asked.settings, folder / "joint")
+        return [joint], [(time.monotonic() - began) / len(taught)]
+    for j, concept in enumerate(concepts):
+        began = time.monotonic()
         start = adapters[0] if asked.method == "alone" else adapters[-1]
         record, past = Record(folder / str(j)), () if asked.method == "alone" else adapters[1:]
         adapters.append(learn(base, concept, start, asked.settings, record, past=past))
@@ -134,17 +156,20 @@ def run(base: BaseModel, asked: Run, folder: Path) -> dict[str, Any]:
     with EagerEngine(base) as engine:
         layouts = np.stack([lite0_layout(rendered(engine, others), *JUDGE).mean(0) for _, others in made])
         if asked.method == "alone":
-            parts = [evaluate(engine, [a], encode, real, steps=STEPS) for a in adapters]
+            parts = [evaluate(engine, [a], encode, real, each=EACH, steps=STEPS) for a in adapters]
             drawn = {j: part.pictures[0][0] for j, part in enumerate(parts)}
             seen = [shares(lite0_layout(images, *JUDGE), layouts, j) for j, images in drawn.items()]
-            alignment = [part.alignment[0][0] for part in parts]
+            near = [part.alignment[0][0] for part in parts]
             measured = {
-                "alignment": _mean(alignment),
-                "last_alignment": round(alignment[-1], 4),
+                "alignment": _mean(near),
+                "last_alignment": round(near[-1], 4),
                 "recognised": _mean(seen),
             }
-            return measured | {"by_concept": alignment, "seconds": _mean(seconds), "peak_mb": peak}
-        whole = evaluate(engine, adapters, encode, real, steps=STEPS)
+            return measured | {"by_concept": near, "seconds": _mean(seconds), "peak_mb": peak}
+        if asked.method == "joint":
+            measured = evaluate_joint(engine, adapters[0], real, layouts)
+            return measured | {"seconds": seconds[0], "peak_mb": peak, "threads": torch.get_num_threads()}
+        whole = evaluate(engine, adapters, encode, real, each=EACH, steps=STEPS)
     n = len(made)
     seen = {
         j: [shares(lite0_layout(images, *JUDGE), layouts, i) for i, images in row.items()]
@@ -168,6 +193,51 @@ def run(base: BaseModel, asked: Run, folder: Path) -> dict[str, Any]:
         "recognised_matrix": [[round(v, 3) for v in row] for row in seen.values()],
         "threads": torch.get_num_threads(),
     }
+
+
+def evaluate_joint(
+    engine: Engine, adapter: Adapter, real: dict[str, list[Image.Image]], layouts: np.ndarray
+) -> dict[str, Any]:
+    """What `evaluate` says of the last version, of one with none before it. `real` and `layouts` are in the concepts' order."""
+    encode = encoder_for("builtin:")[1]
+    texts = [wording.format(token) for token in adapter.tokens for wording in EVALUATED for _ in range(EACH)]
+    each = len(EVALUATED) * EACH
+    drawn = draw(engine, [*texts, *UNRELATED], adapter, STEPS, each)
+    prior, rows = encode(draw(engine, UNRELATED, None, STEPS, each)), encode(drawn)
+    groups = rows[: len(texts)].reshape(len(real), each, -1)
+    known = [encode(rendered(engine, pictures)) for pictures in real.values()]
+    near = [alignment(*pair) for pair in zip(known, groups, strict=True)]
+    layout = lite0_layout(drawn[: len(texts)], *JUDGE).reshape(len(real), each, -1)
+    return {
+        "alignment": _mean(near),
+        "last_alignment": round(near[-1], 4),
+        "recognised": _mean([shares(own, layouts, i) for i, own in enumerate(layout)]),
+        "dc": _mean([dc_accuracy(engine, adapter, pictures, name) for name, pictures in real.items()]),
+        "a_mmd": _mean([mmd2(*pair) for pair in zip(known, groups, strict=True)]),
+        "drift": round(float(1 - (unit(prior) * unit(rows[len(texts) :])).sum(1).mean()), 4),
+        "by_concept": near,
+    }
+
+
+def merged(first: Adapter, second: Adapter) -> Adapter:
+    """Two adapters learned apart as one: the sum of their updates, and both tokens."""
+    concepts = (*first.manifest.concepts, *second.manifest.concepts)
+    manifest = Manifest(base=first.manifest.base, concepts=concepts, method="per-concept")
+    return Adapter(manifest, fold(first.lora, second.lora), {**first.embeddings, **second.embeddings})
+
+
+def two(base: BaseModel, asked: Run, count: int, folder: Path) -> dict[str, Any]:
+    """Of `count` pictures under "a photo of <one> and <other>" by one adapter, and by two summed, how many show both."""
+    every = CONCEPTS[asked.split]
+    taught = [pictures(name, every.index(name))[0] for name in asked.names]
+    apart = replace(asked, method="alone", settings=replace(asked.settings, method="none"))
+    last = teach(base, asked, taught, folder / "single")[0][-1]
+    alone = teach(base, apart, taught, folder / "alone")[0]
+    arms = {"single": lambda _: last, "per-concept": lambda own: reduce(merged, (alone[i] for i in own))}
+    classes = [*asked.names, *(name for name in every if name not in asked.names)]
+    drawings = [drawing_of(name, STYLES[every.index(name) % len(STYLES)]) for name in classes]
+    with EagerEngine(base) as engine:
+        return measure(engine, arms, len(taught), drawings, count, STEPS)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -199,7 +269,7 @@ def do(base: BaseModel, asked: Run) -> None:
         print(json.dumps({k: v for k, v in (key | result).items() if not isinstance(v, list | dict)}), flush=True)
 
 
-STEPS = 15  # of drawing
+STEPS, EACH = 15, 3  # of drawing; pictures a wording
 COLUMNS = (
     "alignment_learned", "alignment", "recognised_learned", "recognised", "dc_learned", "dc", "kept", "a_mmd", "f_mmd", "drift",
     "seconds",
@@ -225,14 +295,14 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def settings_of(method: str, seed: int, given: Sequence[str]) -> Settings:
-    trained = "none" if method == "alone" else method
+    trained = "none" if method in BOUNDS else method
     values = {k: json.loads(v) for k, v in (s.split("=") for s in given)}
     return Settings.of({**values, "method": trained, "seed": seed})
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--method", choices=(*METHODS, "alone"))
+    arguments.add_argument("--method", choices=(*METHODS, *BOUNDS))
     arguments.add_argument("--order", type=int, default=0)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--concepts", type=int, default=10)
@@ -241,6 +311,8 @@ def main() -> None:
     arguments.add_argument("--quick", action="store_true")
     arguments.add_argument("--all", action="store_true")
     arguments.add_argument("--table", action="store_true")
+    arguments.add_argument("--two", action="store_true", help="two concepts in one picture")
+    arguments.add_argument("--pictures", type=int, default=100, help="with --two: of two concepts, and as many of one")
     asked = arguments.parse_args()
     if asked.table:
         print(table([line for line in committed() if line["split"] == asked.split]))
@@ -250,7 +322,12 @@ def main() -> None:
         method=asked.method or "null-space", order=asked.order, seed=asked.seed, concepts=asked.concepts, split=asked.split,
         settings=settings_of(asked.method or "null-space", asked.seed, asked.set),
     )  # fmt: skip
-    if asked.quick:
+    if asked.two and asked.concepts < 3:
+        arguments.error("--two tells a concept from a third one: --concepts 3 or more")
+    if asked.two:
+        with tempfile.TemporaryDirectory() as folder:
+            keep("pairs", one.key(base) | {"benchmark": "pairs"} | two(base, one, asked.pictures, Path(folder)))
+    elif asked.quick:
         quick = [
             replace(one, method=m, concepts=3, settings=settings_of(m, 0, ["steps=150"]))
             for m in ("none", "null-space")
@@ -261,7 +338,7 @@ def main() -> None:
     elif asked.all:
         for seed in SEEDS:
             for order in ORDERS:
-                for method in (*METHODS, "alone"):
+                for method in (*METHODS, *BOUNDS):
                     settings = settings_of(method, seed, asked.set)
                     do(base, replace(one, method=method, order=order, seed=seed, settings=settings))
     else:

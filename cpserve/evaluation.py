@@ -102,7 +102,7 @@ def evaluate(
         pictures[j] = {i: drawn[i * len(texts[0]) : (i + 1) * len(texts[0])] for i in range(j + 1)}
         drift.append(float(1 - (prior * unit(rows[-len(UNRELATED) :])).sum(1).mean()))
         judged = [i for i in known if i == j or (j == n - 1 and i <= j)]
-        dc[j] = {i: _right(engine, version, real[concepts[i]], concepts[i]) for i in judged}
+        dc[j] = {i: dc_accuracy(engine, version, real[concepts[i]], concepts[i]) for i in judged}
         if progress:
             progress(j + 1, n)
     end = features[n - 1]
@@ -131,7 +131,7 @@ def _likeness(a: np.ndarray, b: np.ndarray) -> float:
     return float((unit(a) * unit(b)).sum(1).mean())
 
 
-def _right(engine: Engine, version: Adapter, pictures: Sequence[Image.Image], name: str) -> float:
+def dc_accuracy(engine: Engine, version: Adapter, pictures: Sequence[Image.Image], name: str) -> float:
     answers = classify(engine, pictures, version, replace(judging_for(engine.spec), none=False, template=EVALUATED[0]))
     return float(np.mean([answer.label == name for answer in answers]))
 

@@ -112,7 +112,7 @@ def classify(
     judging = judging or judging_for(engine.spec)
     labels = list(labels_of(adapter, judging))
     seen = measure(engine, images, adapter, judging)
-    return [_answer(seen[:, picture], labels, judging.sharpness) for picture in range(len(images))]
+    return [answer_of(seen[:, picture], labels, judging.sharpness) for picture in range(len(images))]
 
 
 @torch.no_grad()
@@ -174,7 +174,7 @@ def _pair_errors(
     return both
 
 
-def _answer(seen: np.ndarray, labels: list[str], sharpness: float) -> Answer:
+def answer_of(seen: np.ndarray, labels: list[str], sharpness: float) -> Answer:
     """From a picture's errors `[looks,labels]`: each label is judged by its margin at its last look."""
     spent = ~np.isnan(seen)
     last = spent.sum(0)

@@ -1,0 +1,306 @@
+"""Tables of a picture's errors under every label and draw, measured once, and what each way of judging makes of them.
+
+`Published` is the reference, the adaptive evaluation of Li et al. ("Your Diffusion Model is Secretly a Zero-Shot Classifier",
+ICCV 2023, algorithm 2 and section 3.3): timesteps evenly spaced over the whole schedule, one noise a timestep, fresh for each
+picture and shared by all labels; every label sees `first` of the draws, spread over the schedule, the `keep` best see the
+rest, the smallest mean squared error wins. The authors' settings: 50, 500, 5 for CIFAR-10 and 25, 250, 5 for Pets. Their
+published commands for some data sets take absolute errors instead of squares, so both are kept.
+
+A lever's table holds every label under all of `cpserve.score.draws` over the whole schedule, both signs of the noise apart:
+what a judge would have seen who drew fewer, elsewhere, or without opposite noise is a part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cpserve.elimination import Race, ruled_out
+from cpserve.engine import Engine
+from cpserve.prompts import Prompt
+from cpserve.recognition import ROWS, Judging, latents_of
+from cpserve.score import Draw, draws
+
+Item = TypeVar("Item")
+BINS, RESAMPLED = 15, 10_000
+Curve = list[tuple[float, float]]
+"""(UNet evaluations a picture, accuracy), by rising evaluations."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """What stands for each label on an engine: a bank of K,V and a slot `[L]` of it a label."""
+
+    engine: Engine
+    bank: Tensor
+    slots: Tensor
+
+    @classmethod
+    def of(cls, engine: Engine, prompts: Sequence[Prompt]) -> Labels:
+        return cls(engine, *engine.bank.packed(prompts))
+
+    @torch.no_grad()
+    def errors(self, latent: Tensor, draw: Draw) -> np.ndarray:
+        """Squared and absolute errors `[D,L,2]` of latents `[4,h,w]` under every label and draw, summed over elements."""
+        cells = torch.cartesian_prod(torch.arange(len(draw.t)), torch.arange(len(self.slots)))
+        parts = []
+        for which, label in (part.unbind(1) for part in cells.split(ROWS)):
+            t, noise = draw.t[which], draw.noise[which]
+            xt = self.engine.spec.schedule.add_noise(latent.expand_as(noise), noise, t)
+            off = (noise - self.engine.denoise(xt, t, self.bank, self.slots[label])).flatten(1).cpu()
+            parts.append(torch.stack([off.pow(2).sum(1), off.abs().sum(1)], 1))
+        return torch.cat(parts).view(len(draw.t), len(self.slots), 2).numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """The reference: every label sees `first` draws, the `keep` best of them all `total`; `first` divides `total`."""
+
+    first: int = 50
+    total: int = 500
+    keep: int = 5
+
+    @property
+    def stage_one(self) -> np.ndarray:
+        """Which of the `total` draws every label sees."""
+        return _spread(np.arange(self.total), self.first)
+
+    @property
+    def stage_two(self) -> np.ndarray:
+        return np.setdiff1d(np.arange(self.total), self.stage_one)
+
+    def evaluations(self, labels: int) -> int:
+        return self.first * labels + (self.total - self.first) * min(self.keep, labels)
+
+    def draws(self, seed: int, shape: Sequence[int], length: int) -> Draw:
+        step, generator = length // self.total, torch.Generator().manual_seed(seed)
+        t = torch.arange(step // 2, length, step)[: self.total].float()
+        return Draw(t, torch.randn(self.total, *shape, generator=generator))
+
+    def errors(self, labels: Labels, image: Image.Image) -> np.ndarray:
+        """`[total,L,2]` float32 of one picture, which the noise belongs to; NaN where a label was dropped after stage one."""
+        latent = latents_of(labels.engine, [image])[0]
+        draw = self.draws(zlib.crc32(image.tobytes()), latent.shape, labels.engine.spec.schedule.steps)
+        made = np.full((self.total, len(labels.slots), 2), np.nan, np.float32)
+        first, rest = self.stage_one, self.stage_two
+        made[first] = labels.errors(latent, Draw(draw.t[first], draw.noise[first]))
+        kept = np.sort(made[first, :, 0].mean(0, dtype=np.float64).argsort(kind="stable")[: self.keep])
+        some = Labels(labels.engine, labels.bank, labels.slots[kept])
+        if len(rest):
+            made[np.ix_(rest, kept)] = some.errors(latent, Draw(draw.t[rest], draw.noise[rest]))
+        return made
+
+    def label(self, errors: np.ndarray) -> np.ndarray:
+        """`[P]` from squared or absolute errors `[P,total,L]`: the smallest mean among the labels that saw all draws."""
+        mean = errors.mean(1, dtype=np.float64)  # NaN where one is
+        return np.nan_to_num(mean, nan=np.inf).argmin(1)
+
+    def curve(self, errors: np.ndarray, truth: np.ndarray) -> Curve:
+        """The same with fewer draws: in stage one only, and with a part of stage two."""
+        points, labels, first, rest = [], errors.shape[2], self.stage_one, self.stage_two
+        for n in sorted({n for n in (1, 2, 5, 10, 25, self.first) if n <= self.first}):
+            mean = errors[:, _spread(first, n)].mean(1, dtype=np.float64)
+            points.append((float(n * labels), accuracy(mean.argmin(1), truth)))
+        for part in (9, 4, 2, 1):
+            seen = np.concatenate([first, rest[::part]])
+            spent = self.first * labels + len(rest[::part]) * min(self.keep, labels)
+            points.append((float(spent), accuracy(self.label(errors[:, seen]), truth)))
+        return points
+
+
+def _spread(of: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the entries, evenly spaced, as the authors choose their timesteps."""
+    step = len(of) // count
+    return of[step // 2 :: step][:count]
+
+
+def accuracy(label: np.ndarray, truth: np.ndarray) -> float:
+    return round(float((label == truth).mean()), 4)
+
+
+@dataclass(frozen=True, eq=False)
+class Levers:
+    """`errors [P,pairs,2,L]` under both signs of the noise, at `t [pairs]`, a share of the schedule; `truth [P]`."""
+
+    errors: np.ndarray
+    t: np.ndarray
+    truth: np.ndarray
+
+    DEALS = 10
+    """Ways to choose the draws that a row's figures are means of."""
+
+    @staticmethod
+    def measure(labels: Labels, seed: int, pairs: int, image: Image.Image) -> np.ndarray:
+        """One picture's squared errors `[pairs,2,L]` float32."""
+        latent = latents_of(labels.engine, [image])[0]
+        draw = draws(seed, pairs, tuple(latent.shape), 0, labels.engine.spec.schedule.steps)
+        return labels.errors(latent, draw)[..., 0].reshape(pairs, 2, -1)
+
+    @staticmethod
+    def timesteps(seed: int, pairs: int, length: int) -> np.ndarray:
+        """`t` of the draws that `measure` takes, as shares of the schedule."""
+        return draws(seed, pairs, (1, 1, 1), 0, length).t[::2].numpy() / length
+
+    def rows(self, judging: Judging) -> dict[str, Curve]:
+        """Each lever on top of the one before, at several numbers of draws."""
+        everywhere = np.arange(len(self.t))
+        window = np.flatnonzero((self.t >= judging.low) & (self.t < judging.high))
+        labels = self.errors.shape[-1]
+        made: dict[str, Curve] = {}
+        for n in (n for n in (2, 4, 8, 16, 32) if n <= 2 * len(window)):
+            looks = n // 2
+            few = 2 * n <= len(self.t)  # else any choice is nearly the same
+            dealt = {
+                "each label its own draws": [self._unpaired(n, deal) for deal in range(self.DEALS if few else 0)],
+                "the same draws for all labels": [self._single(d) for d in self._random(n) if few],
+                "spread timesteps": [self._single(d) for d in self._spread(everywhere, n)],
+                f"t in {judging.low:g}-{judging.high:g}": [self._single(d) for d in self._spread(window, n)],
+                "opposite noise": [self._paired(d).mean(1).argmin(1) for d in self._spread(window, looks)],
+            }
+            for name, found in dealt.items():
+                if found:
+                    right = float(np.mean([accuracy(label, self.truth) for label in found]))
+                    made.setdefault(name, []).append((float(n * labels), round(right, 4)))
+            raced = [self._raced(d, judging.error) for d in self._spread(window, looks)]
+            spent, right = (round(float(np.mean(part)), 4) for part in zip(*raced, strict=True))
+            made.setdefault(f"elimination at {judging.error:g}", []).append((spent, right))
+        return made
+
+    def _unpaired(self, n: int, deal: int) -> np.ndarray:
+        rng, (count, pairs, _, labels) = np.random.default_rng((5, deal)), self.errors.shape
+        own = np.stack([rng.permutation(2 * pairs)[:n] for _ in range(labels)], 1)  # [n,L]
+        return self.errors.reshape(count, 2 * pairs, labels)[:, own, np.arange(labels)].mean(1).argmin(1)
+
+    def _random(self, n: int) -> list[np.ndarray]:
+        pairs = len(self.t)
+        return [np.random.default_rng((6, deal)).permutation(pairs)[:n] for deal in range(self.DEALS)]
+
+    def _spread(self, among: np.ndarray, n: int) -> list[np.ndarray]:
+        """Runs of van der Corput's sequence, each starting elsewhere in it: any of them is spread evenly."""
+        starts = np.linspace(0, len(among), self.DEALS, endpoint=False).astype(int)
+        return [np.roll(among, -start)[:n] for start in dict.fromkeys(starts.tolist())] if n <= len(among) else []
+
+    def _single(self, chosen: np.ndarray) -> np.ndarray:
+        return self.errors[:, chosen, 0].mean(1).argmin(1)
+
+    def _paired(self, chosen: np.ndarray) -> np.ndarray:
+        """What a judge sees: `[P,looks,L]` float64."""
+        return self.errors[:, chosen].mean(2, dtype=np.float64)
+
+    def _raced(self, chosen: np.ndarray, error: float) -> tuple[float, float]:
+        """Evaluations a picture and accuracy with elimination."""
+        seen = [raced(errors, error) for errors in self._paired(chosen)]
+        spent = [2 * int((~np.isnan(one)).sum()) for one in seen]
+        return float(np.mean(spent)), accuracy(np.array([Race(one).leader for one in seen]), self.truth)
+
+
+def raced(errors: np.ndarray, error: float) -> np.ndarray:
+    """The part of a picture's errors `[looks,L]` that a judge with elimination looks at, NaN elsewhere, as in `measure`."""
+    looks, labels = errors.shape
+    seen, active = np.full_like(errors, np.nan), np.ones(labels, bool)
+    for look in range(looks):
+        if look and active.sum() == 1:
+            return seen[:look]
+        seen[look, active] = errors[look, active]
+        race = Race(seen[: look + 1])
+        active = race.active & ~ruled_out(race, error, looks) if error else race.active
+    return seen
+
+
+def found_at(share: float, fitted: np.ndarray, known: np.ndarray, never: np.ndarray) -> tuple[float, float]:
+    """False alarms among known pictures and what is found of the others, at the score that `share` of the fitted ones exceed."""
+    threshold = np.quantile(fitted, 1 - share, method="higher")
+    return float((known > threshold).mean()), float((never > threshold).mean())
+
+
+def calibration_error(p: np.ndarray, was_right: np.ndarray) -> float:
+    """Expected calibration error: over bins of equal width, the distance of mean probability and share right, by pictures."""
+    bins = np.minimum((p * BINS).astype(int), BINS - 1)
+    parts = [(np.sum(bins == b), abs(p[bins == b].mean() - was_right[bins == b].mean())) for b in np.unique(bins)]
+    return round(float(sum(n * off for n, off in parts) / len(p)), 4)
+
+
+def cosines(features: np.ndarray, means: np.ndarray) -> np.ndarray:
+    centre = means.mean(0)
+    rows, unit = (x - centre for x in (features, means))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)) @ (unit / np.linalg.norm(unit, axis=1, keepdims=True)).T
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """Of their mean, 95 %, drawing them again (Efron's bootstrap)."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLED, len(values)))
+    low, high = np.quantile(values[drawn].mean(1), (0.025, 0.975)).round(4).tolist()
+    return [low, high]
+
+
+def staged(
+    folder: Path, items: Sequence[Item], size: int, work: Callable[[Sequence[Item]], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`work` on `size` items at a time, joined along the first axis, and the seconds of each item.
+
+    Each part is written to `folder` as soon as it is made, and what lies there is not made again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(items), size)
+    todo = [start for start in starts if not (folder / f"{start:05}.npz").exists()]
+    progress = Progress(folder.name.rpartition("-")[0], len(starts), len(starts) - len(todo))
+    for start in todo:
+        part, began = items[start : start + size], time.perf_counter()
+        made = work(part)
+        each = np.full(len(part), (time.perf_counter() - began) / len(part))
+        partial = folder / f"{start:05}.partial"
+        with partial.open("wb") as stream:
+            np.savez(stream, made=made, seconds=each)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(folder / f"{start:05}.npz")
+        progress.step()
+    parts = []
+    for start in starts:
+        with np.load(folder / f"{start:05}.npz") as file:
+            parts.append((file["made"], file["seconds"]))
+    made, seconds = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return made, seconds
+
+
+class Progress:
+    """Lines such as `reference-0: 120/600, 4 h 10 min left`, at most one in `EVERY_S` seconds."""
+
+    EVERY_S = 10.0
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self.what, self.total, self.done = what, total, done
+        self._had, self._began, self._told = done, time.monotonic(), -self.EVERY_S
+
+    def step(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self._told < self.EVERY_S and self.done < self.total:
+            return
+        self._told = now
+        left = int((now - self._began) / (self.done - self._had) * (self.total - self.done))
+        words = f"{left // 3600} h {left // 60 % 60} min" if left >= 3600 else f"{left // 60} min {left % 60} s"
+        print(f"{self.what}: {self.done}/{self.total}, {words} left", flush=True)
+
+
+def once(file: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Made once, then read from `file`."""
+    if not file.exists():
+        made = make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(made))
+        partial.replace(file)
+    found: dict[str, float] = json.loads(file.read_text())
+    return found

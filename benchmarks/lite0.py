@@ -35,7 +35,7 @@ def lite0(pictures: Sequence[Image.Image]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def lite0_layout(pictures: Sequence[Image.Image], block: int = 10, cells: int = 4, batch: int = 64) -> np.ndarray:
+def lite0_layout(pictures: Sequence[Image.Image], block: int = 10, cells: int = 4, batch: int = 8) -> np.ndarray:
     """Features of a block pooled to `cells x cells`, flattened, float32, of norm 1: what is where, more than which texture."""
     model = _model()
     rows = []

@@ -32,7 +32,6 @@ from examples import SIDE, UNSEEN_PLACES
 WINDOW, LEFTS, TOPS = 36 / 64, (0, 28 / 64), (0, 14 / 64, 28 / 64)  # of the picture's side
 FALSE_SHARE = 0.05
 APART = 4  # concepts, in scenes that class means are of
-BATCH = 8  # windows; twice as fast as 64, whose activations are new pages of memory every time
 WORDS = "a photo of {}"
 Drawing = np.ndarray
 
@@ -73,7 +72,7 @@ def scene(rng: np.random.Generator, pair: Sequence[Drawing]) -> tuple[Image.Imag
 
 def features(pictures: Sequence[Image.Image]) -> np.ndarray:
     """`[pictures, windows, F]`."""
-    seen = lite0_layout([window for picture in pictures for window in windows(picture)], *JUDGE, batch=BATCH)
+    seen = lite0_layout([window for picture in pictures for window in windows(picture)], *JUDGE)
     return seen.reshape(len(pictures), len(LEFTS) * len(TOPS), -1)
 
 
@@ -99,7 +98,7 @@ def class_means(engine: Engine, drawings: Sequence[Drawing]) -> np.ndarray:
     pairs = [(i, (i + apart) % len(drawings)) for apart in range(1, APART + 1) for i in range(len(drawings))]
     pictures, framing = scenes(drawings, pairs, 0)
     framed = [windows(p)[i] for p, frames in zip(rendered(engine, pictures), framing, strict=True) for i in frames]
-    seen, own = lite0_layout(framed, *JUDGE, batch=BATCH), np.array(pairs).ravel()
+    seen, own = lite0_layout(framed, *JUDGE), np.array(pairs).ravel()
     return np.stack([seen[own == concept].mean(0) for concept in range(len(drawings))])
 
 

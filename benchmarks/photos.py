@@ -10,17 +10,15 @@ to look at: a row a concept, the photos first, then what was drawn.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 import cpserve
+from benchmarks.timing import keep
 from cpserve.engines.eager import EagerEngine
 from cpserve.learning import head_adapter, learn
 
@@ -61,18 +59,11 @@ def main() -> None:
                 sheet.paste(ImageOps.fit(image, (64, 64)), (x * 66, y * 66))
         sheet.save(asked.sheet)
     right = [a.label == c.name for a, c in zip(answers, concepts, strict=True)]
-    print(
-        json.dumps(
-            {
-                "benchmark": "photos",
-                "concepts": len(concepts),
-                "dc_right_of_kept_photos": int(np.sum(right)),
-                "seconds_each": round(seconds, 1),
-                "threads": torch.get_num_threads(),
-                **settings.dump(),
-            }
-        )
-    )
+    keep("photos", {
+        "concepts": [c.name for c in concepts], "weights": base.spec.entry.fingerprint.weights[:12],
+        "seconds_each": round(seconds, 1), "dc_right_of_kept_photos": sum(right), "labels": [a.label for a in answers],
+        **settings.dump(),
+    })  # fmt: skip
 
 
 if __name__ == "__main__":

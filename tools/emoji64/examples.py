@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,15 @@ SIDE, TAUGHT, UNSEEN = 160, 6, 12
 Canvas = np.ndarray
 
 
+@cache
+def _drawings() -> dict[str, np.ndarray]:
+    with np.load(WORK / "drawings.npz") as file:
+        return dict(file)
+
+
 def drawing_of(name: str, style: str) -> np.ndarray:
     """`[96,96,4]` uint8."""
-    file = np.load(WORK / "drawings.npz")
+    file = _drawings()
     row = (file["names"][file["concept"]] == name) & (file["style"] == [s.word for s in STYLES].index(style))
     return file["pixels"][np.flatnonzero(row)[0]]
 

@@ -22,6 +22,7 @@ from cpserve.prompt_kv import LORA_PREFIX
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 NEWEST_EMBEDDING = "learned_embeds.safetensors"
+EMBEDDINGS = ("embeddings", "embeddings_2")  # folders: of the first text encoder, of SDXL's second
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -31,7 +32,8 @@ Tensors = Mapping[str, Tensor]
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """`lora` holds diffusers' K,V factors (alpha == r, the scale folded into B), `embeddings` one vector `[d]` a token,
-    `training` what the next concept's training needs, `samples` pictures as PNG bytes by file name.
+    `training` what the next concept's training needs, `samples` pictures as PNG bytes by file name. `text_widths` are the
+    text encoders' shares of a vector, where there are several.
     """
 
     manifest: Manifest
@@ -39,6 +41,7 @@ class Adapter:
     embeddings: Tensors
     training: Mapping[str, Tensors] = field(default_factory=dict)
     samples: Mapping[str, bytes] = field(default_factory=dict)
+    text_widths: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> list[str]:
@@ -76,8 +79,10 @@ class Adapter:
         """The version as files (without manifest and card), in the layout that plain diffusers loads."""
         made = {WEIGHTS: save(_ready(self.lora), metadata=_lora_metadata(self.lora))}
         for concept in self.manifest.concepts:
-            one = save({concept.token: self.embeddings[concept.token].contiguous()})
-            made[f"embeddings/{concept.name}.safetensors"] = made[NEWEST_EMBEDDING] = one
+            whole = self.embeddings[concept.token]
+            for folder, part in zip(EMBEDDINGS, whole.split(list(self.text_widths) or len(whole)), strict=False):
+                made[f"{folder}/{concept.name}.safetensors"] = save({concept.token: part.contiguous()})
+            made[NEWEST_EMBEDDING] = made[f"{EMBEDDINGS[0]}/{concept.name}.safetensors"]
         made |= {f"training/{name}.safetensors": save(_ready(tensors)) for name, tensors in self.training.items()}
         return made | {f"samples/{name}": png for name, png in self.samples.items()}
 
@@ -89,21 +94,18 @@ class Adapter:
             AdapterError: a file is not what the manifest says.
         """
         lora = parse_tensors(WEIGHTS, read(WEIGHTS))
-        embeddings: dict[str, Tensor] = {}
-        for concept in manifest.concepts:
-            path = f"embeddings/{concept.name}.safetensors"
-            found = parse_tensors(path, read(path))
-            if set(found) != {concept.token} or found[concept.token].ndim != 1:
-                raise AdapterError(
-                    f"{path} does not hold the token {concept.token}", hint="run: cpserve adapters verify"
-                )
-            embeddings |= found
         paths = [entry.path for entry in manifest.files]
+        embeddings: dict[str, Tensor] = {}
+        widths: tuple[int, ...] = ()
+        for concept in manifest.concepts:
+            first, second = (f"{folder}/{concept.name}.safetensors" for folder in EMBEDDINGS)
+            parts = [_embedding(p, read(p), concept.token) for p in (first, *({second} & set(paths)))]
+            embeddings[concept.token], widths = torch.cat(parts), tuple(map(len, parts))
         training = {
             p.removeprefix("training/").removesuffix(".safetensors"): p for p in paths if p.startswith("training/")
         }
         kept = {name: parse_tensors(p, read(p)) for name, p in training.items()} if for_training else {}
-        return cls(manifest, lora, embeddings, kept)
+        return cls(manifest, lora, embeddings, kept, text_widths=widths)
 
 
 def empty_adapter(base: BaseEntry, method: str = "none") -> Adapter:
@@ -144,6 +146,13 @@ def parse_tensors(path: str, content: bytes) -> dict[str, Tensor]:
             why = f"{path}: {plain(name)} holds something else than finite numbers"
             raise AdapterError(why, hint="take another version")
     return tensors
+
+
+def _embedding(path: str, content: bytes, token: str) -> Tensor:
+    found = parse_tensors(path, content)
+    if set(found) != {token} or found[token].ndim != 1:
+        raise AdapterError(f"{path} does not hold the token {token}", hint="run: cpserve adapters verify")
+    return found[token]
 
 
 def _ready(tensors: Tensors) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from cpserve.manifest import BaseEntry, Fingerprint
 from cpserve.prompt_kv import KVSites, PackedUNet, pack_unet
 from cpserve.schedule import Schedule
 from cpserve.signature import Signature
+from cpserve.text_encoder import PIPELINES, TextEncoder
 
 BUILTIN = "builtin:emoji64"
 
@@ -33,13 +34,15 @@ BUILTIN = "builtin:emoji64"
 class BaseSpec:
     """What all engines of one base share.
 
-    `vae_factor` is pixels per latent, `latent_size` the default latent side, `multiple` divides every latent side.
+    `text_widths` are the text encoders' shares of `d`, `vae_factor` is pixels per latent, `latent_size` the default latent side,
+    `multiple` divides every latent side.
     """
 
     entry: BaseEntry
     tokenizer: Any
     schedule: Schedule
     sites: KVSites
+    text_widths: tuple[int, ...]
     channels: int
     latent_size: int
     multiple: int
@@ -60,8 +63,19 @@ class BaseSpec:
     @cached_property
     def signature(self) -> Signature:
         return Signature(
-            self.channels, self.sites.packed_width, self.tokens, self.sites.weight.shape[1], multiple=self.multiple
+            self.channels,
+            self.sites.packed_width,
+            self.tokens,
+            self.sites.weight.shape[1],
+            multiple=self.multiple,
+            added=self.sites.added,
         )
+
+    def sizes(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """The row input `added [B,6]` of latents `[B,4,h,w]`, where the UNet takes it: pictures of their own size, uncropped."""
+        h, w = (side * self.vae_factor for side in latents.shape[2:])
+        sizes = torch.tensor([h, w, 0, 0, h, w], dtype=torch.float32, device=latents.device)
+        return (sizes.expand(len(latents), -1),) if self.sites.added else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +83,13 @@ class BaseModel:
     """A base model's torch modules, frozen, in evaluation mode, float32 unless asked otherwise."""
 
     spec: BaseSpec
-    text_encoder: nn.Module
+    text_encoder: TextEncoder
     unet: PackedUNet
     vae: nn.Module
 
     def encode_text(self, ids: Tensor, extra: Tensor) -> Tensor:
-        """Text states `e [P,S,d]` of ids `[P,S]`; ids past the vocabulary are rows of `extra [E,d]` (learned tokens)."""
-        return encode_text(self.text_encoder, ids, extra)
+        """Text states `e [P,S,d+D]` of ids `[P,S]`; ids past the vocabulary are rows of `extra [E,d]` (learned tokens)."""
+        return self.text_encoder(ids, extra)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
@@ -95,18 +109,6 @@ class BaseModel:
         return self
 
 
-def token_table(text_encoder: nn.Module) -> tuple[str, Tensor]:
-    """The name and the value of the token embedding's weight, `[V,d]`."""
-    return next((n, p) for n, p in text_encoder.named_parameters() if n.endswith("token_embedding.weight"))
-
-
-def encode_text(text_encoder: nn.Module, ids: Tensor, extra: Tensor) -> Tensor:
-    """See `BaseModel.encode_text`. Differentiable in `extra`; the encoder itself is left alone."""
-    name, table = token_table(text_encoder)
-    extended = {name: torch.cat([table, extra.to(table.dtype)])}
-    return torch.func.functional_call(text_encoder, extended, (ids,)).last_hidden_state  # type: ignore[no-any-return]
-
-
 def load_base(source: str = BUILTIN, *, revision: str | None = None) -> BaseModel:
     """Load a base model in float32 on the CPU. Only safetensors are read, never a pickle.
 
@@ -115,14 +117,15 @@ def load_base(source: str = BUILTIN, *, revision: str | None = None) -> BaseMode
     """
     with quiet():
         pipeline = _pipeline(source, revision)
-    parts = [pipeline.text_encoder, pipeline.unet, pipeline.vae]
+    text_encoder = TextEncoder.of(pipeline)
+    parts = [*text_encoder.encoders, pipeline.unet, pipeline.vae]
     for module in parts:
         module.requires_grad_(requires_grad=False).eval()
     fingerprint = _fingerprint(parts)
     commit = None if Path(source).exists() or source == BUILTIN else getattr(pipeline.config, "_commit_hash", None)
-    spec = _spec(pipeline, BaseEntry(id=source, fingerprint=fingerprint, commit=commit))
+    spec = _spec(pipeline, text_encoder, BaseEntry(id=source, fingerprint=fingerprint, commit=commit))
     pack_unet(pipeline.unet, spec.sites)
-    return BaseModel(spec, pipeline.text_encoder, PackedUNet(pipeline.unet), pipeline.vae)
+    return BaseModel(spec, text_encoder, PackedUNet(pipeline.unet), pipeline.vae)
 
 
 @contextmanager
@@ -146,7 +149,7 @@ def quiet() -> Iterator[None]:
 
 
 def _pipeline(source: str, revision: str | None) -> Any:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
     options: dict[str, Any] = {"dtype": torch.float32, "safety_checker": None}
     where: str | Path = source
@@ -160,38 +163,47 @@ def _pipeline(source: str, revision: str | None) -> Any:
         if str(where).endswith(".safetensors"):
             # Stable Diffusion's own repositories hold the settings beside the file; else diffusers asks the Hub
             beside = Path(where).parent
-            options |= {"config": str(beside)} if (beside / "model_index.json").is_file() else {}
-            return StableDiffusionPipeline.from_single_file(str(where), **options)
+            known = (beside / "model_index.json").is_file()
+            options |= {"config": str(beside)} if known else {}
+            index = DiffusionPipeline.load_config(str(beside)) if known else {}
+            return _class(index).from_single_file(str(where), **options)
         options |= {"use_safetensors": True, "requires_safety_checker": False, "feature_extractor": None}
-        return StableDiffusionPipeline.from_pretrained(str(where), revision=revision, **options)
+        index = DiffusionPipeline.load_config(str(where), revision=revision)
+        return _class(index).from_pretrained(str(where), revision=revision, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BaseModelError(
             f"the base model {source!r} cannot be loaded: {str(error).splitlines()[0]}",
-            hint=f"give {BUILTIN}, a diffusers folder, a Hub id of a Stable Diffusion 1.x or 2.x model, or its "
+            hint=f"give {BUILTIN}, a diffusers folder, a Hub id of a Stable Diffusion 1.x, 2.x or XL model, or its "
             ".safetensors file (offline: with the repository's model_index.json and settings beside it)",
         ) from error
 
 
-def _spec(pipeline: Any, entry: BaseEntry) -> BaseSpec:
+def _class(index: dict[str, Any]) -> Any:
+    """diffusers' class of pipeline, given its folder's `model_index.json`."""
+    import diffusers
+
+    return getattr(diffusers, PIPELINES["XL" in index.get("_class_name", "")])
+
+
+def _spec(pipeline: Any, text_encoder: TextEncoder, entry: BaseEntry) -> BaseSpec:
     unet, vae = pipeline.unet.config, pipeline.vae.config
-    if unet.addition_embed_type is not None or unet.in_channels != vae.latent_channels:
+    if unet.addition_embed_type not in {None, "text_time"} or unet.in_channels != vae.latent_channels:
         raise BaseModelError(
-            f"{entry.id} is not a plain text-to-image model of Stable Diffusion's first two generations",
-            hint="inpainting and SDXL bases are not supported yet",
-        )
-    vocabulary, rows = len(pipeline.tokenizer), len(token_table(pipeline.text_encoder)[1])
-    if vocabulary != rows:
-        raise BaseModelError(
-            f"{entry.id} has a tokenizer of {vocabulary} words and a text encoder of {rows}",
-            hint="use a base without added tokens: learned ones belong into the adapter",
+            f"{entry.id} is not a plain text-to-image model of Stable Diffusion 1, 2 or XL",
+            hint="inpainting bases are not supported",
         )
     sites = KVSites.of(pipeline.unet)
+    if (sum(text_encoder.widths), text_encoder.pooled) != (sites.weight.shape[1], sites.pooled):
+        raise BaseModelError(
+            f"{entry.id} has a UNet that reads other text than its text encoders write", hint="use a base in one piece"
+        )
     tokenizer = copy.deepcopy(pipeline.tokenizer)
     return BaseSpec(
         entry=entry,
         tokenizer=tokenizer,
         schedule=Schedule.from_config(dict(pipeline.scheduler.config)),
         sites=sites,
+        text_widths=text_encoder.widths,
         channels=unet.in_channels,
         latent_size=unet.sample_size,
         multiple=2**pipeline.unet.num_upsamplers,

@@ -1,9 +1,9 @@
 """An engine bundle: a folder that holds everything needed to run one base model, compiled once for every adapter.
 
     bundle.json                  what it is, what it was made from, the hash of every file
-    unet.onnx                    latents, timestep, kv_bank, slot -> output (`signature.py`)
-    text_encoder.onnx            ids [P,S] int64, extra [E,d] float32 -> e [P,S,d]; E may be 0
-    kv_projections.safetensors   weight [W,d], the frozen K,V projections stacked in packing order
+    unet.onnx                    latents, timestep, kv_bank, slot, for SDXL added -> output (`signature.py`)
+    text_encoder.onnx            ids [P,S] int64, extra [E,d] float32 -> e [P,S,d+D]; E may be 0
+    kv_projections.safetensors   weight [W-D,d], the frozen K,V projections stacked in packing order
     vae_encoder.onnx             pictures [B,3,H,W] in [-1, 1] -> latents [B,4,h,w] of unit scale
     vae_decoder.onnx             the way back; the VAE's scaling factor is inside both graphs
     unet.plan, vae_decoder.plan  the same for NVIDIA's GPUs, in a bundle made for TensorRT
@@ -31,7 +31,7 @@ from cpserve.prompt_kv import KVSites, Site
 from cpserve.schedule import Schedule
 from cpserve.signature import Signature
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_NAME = "bundle.json"
 PROJECTIONS = "kv_projections.safetensors"
 TOKENIZER = "tokenizer"
@@ -71,6 +71,8 @@ class Recipe(Document, frozen=True, kw_only=True):
     merged: tuple[MergedEntry, ...] = ()
     schedule: Mapping[str, Any]
     sites: tuple[SiteEntry, ...]
+    text_widths: tuple[_Count, ...]
+    pooled: Annotated[int, Meta(ge=0)]
     tokens: _Count
     channels: _Count
     latent_size: _Count
@@ -184,7 +186,12 @@ def _spec(root: Path, manifest: BundleManifest) -> BaseSpec:
         entry=BaseEntry(id=manifest.base, fingerprint=recipe.fingerprint, commit=manifest.commit),
         tokenizer=CLIPTokenizer.from_pretrained(root / TOKENIZER, local_files_only=True),
         schedule=Schedule.from_config(dict(recipe.schedule)),
-        sites=KVSites(tuple(Site(s.name, s.width) for s in recipe.sites), load_file(root / PROJECTIONS)["weight"]),
+        sites=KVSites(
+            tuple(Site(s.name, s.width) for s in recipe.sites),
+            load_file(root / PROJECTIONS)["weight"],
+            recipe.pooled,
+        ),
+        text_widths=recipe.text_widths,
         channels=recipe.channels,
         latent_size=recipe.latent_size,
         multiple=recipe.multiple,

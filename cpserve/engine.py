@@ -39,25 +39,30 @@ class Engine(ABC):
         """The K,V of prompts seen so far."""
         return PromptBank(self.spec, self.encode_text)
 
-    def denoise(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor) -> Tensor:
+    def denoise(
+        self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, added: Tensor | None = None
+    ) -> Tensor:
         """The noise `eps [B,4,h,w]` in latents `[B,4,h,w]` at `timestep [B]`, row b under prompt `slot[b]` of `kv_bank [P,S,W]`.
+
+        `added [B,6]` are SDXL's sizes of each row, None for `spec.sizes`.
 
         Raises:
             EngineError: a row is outside the signature, or the engine is closed.
         """
         if self._closed:
             raise EngineError("the engine is closed", hint="open it again with open_engine()")
-        self.signature.check(latents, timestep, kv_bank, slot)
-        output = self.infer(latents, timestep, kv_bank, slot)
+        inputs = (latents, timestep, kv_bank, slot, *(self.spec.sizes(latents) if added is None else (added,)))
+        self.signature.check(*inputs)
+        output = self.infer(*inputs)
         return self.spec.schedule.eps(output, latents, timestep)
 
     @abstractmethod
-    def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor) -> Tensor:
+    def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, *added: Tensor) -> Tensor:
         """The UNet's raw output for rows that were checked."""
 
     @abstractmethod
     def encode_text(self, ids: Tensor, extra: Tensor) -> Tensor:
-        """Text states `[P,S,d]` of ids `[P,S]`; ids past the vocabulary are rows of `extra [E,d]`."""
+        """Text states `[P,S,d+D]` of ids `[P,S]`; ids past the vocabulary are rows of `extra [E,d]`."""
 
     @abstractmethod
     def encode_pictures(self, pictures: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 The adapters touch only the K and V projections of the cross-attention, and those depend only on the prompt. So
 `packed [P,S,W]` holds, per prompt, every cross-attention layer's K then V along one axis, `W = sum over layers of 2 C`, and
 travels into the UNet as `encoder_hidden_states`; one attention processor a layer slices its part. One UNet serves every
-adapter. Knows where the K,V sites are and how K,V are computed; does not know prompts (`prompts.py`).
+adapter. What else SDXL's UNet reads of a prompt, its pooled text `[D]`, passes by the projections: it follows each state in
+`e [P,S,d+D]`, and each position's K,V in `packed`, where W counts it. Knows where the K,V sites are and how K,V are computed;
+does not know prompts (`prompts.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from cpserve.errors import AdapterError
 
 LORA_PREFIX = "unet."
+SIZES = 6  # height and width of the original, top and left of the crop, height and width of the picture
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,11 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class KVSites:
-    """Every K,V site of a UNet in order, with the frozen projections stacked as `weight [W,d]` float32."""
+    """Every K,V site of a UNet in order, with the frozen projections stacked as `weight [W-D,d]` float32; `pooled` is D."""
 
     sites: tuple[Site, ...]
     weight: Tensor
+    pooled: int = 0
 
     @classmethod
     def of(cls, unet: nn.Module) -> KVSites:
@@ -55,12 +59,18 @@ class KVSites:
                 hint="use a Stable-Diffusion-shaped base",
             )
         stacked = [p.weight.detach().float() for m in layers.values() for p in (m.to_k, m.to_v)]
-        return cls(tuple(Site(n, m.to_k.out_features) for n, m in layers.items()), torch.cat(stacked))
+        sites = tuple(Site(n, m.to_k.out_features) for n, m in layers.items())
+        return cls(sites, torch.cat(stacked), pooled_width(unet))
 
     @property
     def packed_width(self) -> int:
         """W."""
-        return len(self.weight)
+        return len(self.weight) + self.pooled
+
+    @property
+    def added(self) -> int:
+        """How many numbers the UNet takes of a row beside its prompt."""
+        return SIZES if self.pooled else 0
 
     @cached_property
     def parts(self) -> tuple[tuple[Site, str, slice], ...]:
@@ -103,20 +113,35 @@ class KVSites:
                 )
 
     def project(self, e: Tensor, lora: Mapping[str, Tensor] | None = None, scale: float = 1.0) -> Tensor:
-        """Packed K,V `[P,S,W]` of text states `e [P,S,d]` under `W + scale B A` (LoRA with alpha == r)."""
-        packed = e @ self.weight.to(e.device, e.dtype).T
+        """Packed K,V `[P,S,W]` of text states `e [P,S,d+D]` under `W + scale B A` (LoRA with alpha == r)."""
+        states, pooled = self.split(e)
+        packed = torch.cat([states @ self.weight.to(e.device, e.dtype).T, pooled], dim=-1)
         if not lora or scale == 0:
             return packed
         return packed + scale * self.project_change(e, lora)
 
     def project_change(self, e: Tensor, lora: Mapping[str, Tensor]) -> Tensor:
         """What an adapter adds to the packed K,V: `B A e` `[P,S,W]`, zero at the sites that it leaves alone."""
+        states, pooled = self.split(e)
         changes = []
         for site, projection, _ in self.parts:
             a, b = (lora.get(site.key(projection, f)) for f in "AB")
             untouched = a is None or b is None
-            changes.append(e.new_zeros(*e.shape[:-1], site.width) if untouched else e @ a.T @ b.T)  # type: ignore[union-attr]
-        return torch.cat(changes, dim=-1)
+            changes.append(e.new_zeros(*e.shape[:-1], site.width) if untouched else states @ a.T @ b.T)  # type: ignore[union-attr]
+        return torch.cat([*changes, torch.zeros_like(pooled)], dim=-1)
+
+    def split(self, e: Tensor) -> tuple[Tensor, Tensor]:
+        """The states `[P,S,d]` and the pooled text `[P,S,D]` of `e`."""
+        d = self.weight.shape[1]
+        return e[..., :d], e[..., d:]
+
+
+def pooled_width(unet: Any) -> int:
+    """D, as the UNet's configuration has it."""
+    config = unet.config
+    if config.addition_embed_type != "text_time":
+        return 0
+    return int(config.projection_class_embeddings_input_dim - SIZES * config.addition_time_embed_dim)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
@@ -167,12 +192,18 @@ def pack_unet(unet: Any, sites: KVSites) -> None:
 
 
 class PackedUNet(nn.Module):
-    """The UNet as every engine runs it: `(latents, timestep, kv_bank, slot) -> output`, the gather inside."""
+    """The UNet as every engine runs it: the signature's inputs to its output, the gather inside."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
+        self.pooled = pooled_width(unet)
 
-    def forward(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor) -> Tensor:
+    def forward(
+        self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, added: Tensor | None = None
+    ) -> Tensor:
         rows = kv_bank.index_select(0, slot)
-        return self.unet(latents, timestep, encoder_hidden_states=rows, return_dict=False)[0]  # type: ignore[no-any-return]
+        # a UNet that knows neither does not look at them
+        further = {"text_embeds": rows[:, 0, rows.shape[-1] - self.pooled :], "time_ids": added}
+        output = self.unet(latents, timestep, encoder_hidden_states=rows, added_cond_kwargs=further, return_dict=False)
+        return output[0]  # type: ignore[no-any-return]

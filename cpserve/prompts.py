@@ -57,7 +57,7 @@ def _extended(tokenizer: Any, learned: tuple[str, ...]) -> Any:
 class PromptBank:
     """Computes each prompt's packed K,V once and keeps the most recent ones, up to `BANK_BYTES` of them.
 
-    `encode_text` is an engine's: ids `[P,S]`, extra rows `[E,d]` -> e `[P,S,d]`.
+    `encode_text` is an engine's: ids `[P,S]`, extra rows `[E,d]` -> e `[P,S,d+D]`.
     """
 
     spec: BaseSpec
@@ -105,7 +105,7 @@ class PromptBank:
         return self.spec.sites.project(self._states(prompt), lora, prompt.scale)[0]
 
     def _states(self, prompt: Prompt) -> Tensor:
-        """Text states `[1,S,d]`, read once for all adapters whose learned tokens are not in the text: the empty prompt's are."""
+        """Text states `[1,S,d+D]`, read once for all adapters whose learned tokens are not in the text: the empty prompt's are."""
         adapter, width = prompt.adapter, self.spec.sites.weight.shape[1]
         extra = adapter.extra_rows(width) if adapter else torch.zeros(0, width)
         ids = tokenize(self.spec.tokenizer, [prompt.text], adapter.tokens if adapter else ())

@@ -2,6 +2,7 @@
 
 Letters: `B` rows of the batch, `h, w` latent height and width, `P` distinct prompts of the call, `S` tokens of a prompt,
 `W` the packed width (see `prompt_kv`). Exporters, runners and tests read this table; nobody types a name twice.
+SDXL's UNet takes one more row input, `added`: how large its picture was, where it was cropped, how large it is to be.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Signature:
     """The contract of one base model's UNet.
 
     `multiple` divides every latent side, since each UNet level halves it; `sizes` are the latent sides that an
-    engine admits (None: any).
+    engine admits (None: any). `added` counts the numbers of a row's further input (0: there is none).
     """
 
     channels: int
@@ -38,14 +39,17 @@ class Signature:
     multiple: int = 1
     max_batch: int | None = None
     sizes: tuple[int, ...] | None = None
+    added: int = 0
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
+        further = (TensorSpec("added", ("B", self.added), "float32"),) if self.added else ()
         return (
             TensorSpec("latents", ("B", self.channels, "h", "w"), "float32"),
             TensorSpec("timestep", ("B",), "float32"),
             TensorSpec("kv_bank", ("P", self.tokens, self.packed_width), "float32"),
             TensorSpec("slot", ("B",), "int64"),
+            *further,
         )
 
     @property
@@ -56,14 +60,20 @@ class Signature:
         """The inputs' shapes by name, given a size for each letter."""
         return {i.name: tuple(axes[a] if isinstance(a, str) else a for a in i.axes) for i in self.inputs}
 
-    def check(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor) -> None:
+    def check(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, *added: Tensor) -> None:
         """Refuse rows outside the contract before an engine sees them.
 
         Raises:
-            EngineError: a rank, fixed axis, dtype, batch, size or slot is outside the table.
+            EngineError: a rank, fixed axis, dtype, batch, size or slot is outside the table, or there is an input too many.
         """
         free: dict[str, int] = {}
-        for spec, given in zip(self.inputs, (latents, timestep, kv_bank, slot), strict=True):
+        inputs = (latents, timestep, kv_bank, slot, *added)
+        if len(inputs) != len(self.inputs):
+            raise EngineError(
+                f"{len(inputs)} inputs, the engine takes {', '.join(spec.name for spec in self.inputs)}",
+                hint="only SDXL's rows have sizes of their own",
+            )
+        for spec, given in zip(self.inputs, inputs, strict=True):
             expected = tuple(free.get(a, a) if isinstance(a, str) else a for a in spec.axes)
             fits = given.ndim == len(expected) and all(
                 isinstance(e, str) or e == g for e, g in zip(expected, given.shape, strict=True)

@@ -157,13 +157,15 @@ def _files(base: BaseModel, recipe: Recipe) -> tuple[PlannedFile, ...]:
 
 
 def _recipe(base: BaseModel, target: Target) -> Recipe:
-    spec = base.spec
+    spec, text = base.spec, base.text_encoder
     return Recipe(
         fingerprint=spec.entry.fingerprint,
-        modules=_hash([_settings(m) for m in (base.unet.unet, base.text_encoder, base.vae)]),
+        modules=_hash([_settings(m) for m in (base.unet.unet, text, *text.encoders, base.vae)]),
         tokenizer=_hash(_vocabulary(spec.tokenizer)),
         schedule=spec.schedule.config,
         sites=tuple(SiteEntry(name=s.name, width=s.width) for s in spec.sites.sites),
+        text_widths=spec.text_widths,
+        pooled=spec.sites.pooled,
         tokens=spec.tokens,
         channels=spec.channels,
         latent_size=spec.latent_size,

@@ -18,6 +18,7 @@ from cpserve.base import BaseModel, quiet
 from cpserve.bundle import MergedEntry
 from cpserve.errors import AdapterError
 from cpserve.prompt_kv import KVSites, PackedUNet, pack_unet
+from cpserve.text_encoder import COMPONENTS, PIPELINES, TextEncoder
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
@@ -56,51 +57,51 @@ def merge(base: BaseModel, loras: Sequence[Lora]) -> BaseModel:
     """
     if not loras:
         return base
-    pipeline = _pipeline(base)
+    text_encoder = copy.deepcopy(base.text_encoder)
+    pipeline = _pipeline(base, text_encoder)
     for lora in loras:
         lora.entry()
         with quiet():
-            _fold(pipeline, lora)
+            _fold(pipeline, text_encoder, lora)
     sites = KVSites.of(pipeline.unet)  # which may have changed, too
     pack_unet(pipeline.unet, sites)
-    for module in (pipeline.unet, pipeline.text_encoder):
+    for module in (pipeline.unet, text_encoder):
         module.requires_grad_(requires_grad=False).eval()
     spec = replace(base.spec, sites=sites)
-    return replace(base, spec=spec, unet=PackedUNet(pipeline.unet), text_encoder=pipeline.text_encoder)
+    return replace(base, spec=spec, unet=PackedUNet(pipeline.unet), text_encoder=text_encoder)
 
 
-def _pipeline(base: BaseModel) -> Any:
-    """Copies of the base's modules as diffusers' pipeline, which knows how to fold."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+def _pipeline(base: BaseModel, text_encoder: TextEncoder) -> Any:
+    """A copy of the base's UNet, and the text encoders as they are, in diffusers' pipeline, which knows how to fold."""
+    import diffusers
 
+    parts: dict[str, Any] = {"vae": base.vae, "unet": copy.deepcopy(base.unet.unet), "feature_extractor": None}
+    parts["scheduler"] = diffusers.DDIMScheduler.from_config(base.spec.schedule.config)
+    for encoder, (name, tokenizer) in zip(text_encoder.encoders, COMPONENTS, strict=False):
+        parts |= {name: encoder, tokenizer: base.spec.tokenizer}
+    kind = PIPELINES[len(text_encoder.encoders) - 1]
+    if kind == PIPELINES[0]:
+        parts |= {"safety_checker": None, "requires_safety_checker": False}
     with quiet():
-        return StableDiffusionPipeline(
-            vae=base.vae,
-            text_encoder=copy.deepcopy(base.text_encoder),
-            tokenizer=base.spec.tokenizer,
-            unet=copy.deepcopy(base.unet.unet),
-            scheduler=DDIMScheduler.from_config(base.spec.schedule.config),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        return getattr(diffusers, kind)(**parts)
 
 
-def _fold(pipeline: Any, lora: Lora) -> None:
+def _fold(pipeline: Any, text_encoder: TextEncoder, lora: Lora) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     where = {"pretrained_model_name_or_path_or_dict": str(lora.file.parent), "weight_name": lora.file.name}
     misfit = f"{lora.path} cannot be merged into this base"
     hint = "merge LoRAs that were made for this base model's architecture"
+    known = {"unet_config": pipeline.unet.config}  # so that the names of SDXL's original UNet are understood
     try:
-        state = pipeline.lora_state_dict(**where, use_safetensors=True, local_files_only=True)
+        state = pipeline.lora_state_dict(**where, **known, use_safetensors=True, local_files_only=True)
         pipeline.load_lora_weights(**where, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
         raise AdapterError(f"{misfit}: {str(error).splitlines()[0]}", hint=hint) from error
     wanted = sum(
         name.endswith((".lora_A.weight", ".down.weight")) for name in (state[0] if isinstance(state, tuple) else state)
     )
-    modules = [*pipeline.unet.modules(), *pipeline.text_encoder.modules()]
+    modules = [*pipeline.unet.modules(), *text_encoder.modules()]
     found = sum(isinstance(module, BaseTunerLayer) for module in modules)
     if found != wanted or not found:  # diffusers would leave the others out without an error
         raise AdapterError(f"{misfit}: it has {wanted} layers, of which the base knows {found}", hint=hint)

@@ -53,10 +53,10 @@ class _Call(nn.Module):
 
 
 class _Half(_Call):
-    """The same in float16 inside. Timesteps stay as they are: float16 knows no fractions of large ones."""
+    """The same in float16 inside. Timesteps and sizes stay as they are: float16 knows no fractions of large numbers."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(*(x.half() if x.ndim > 1 else x for x in inputs)).float()
+        return self.function(*(x.half() if x.ndim > 2 else x for x in inputs)).float()
 
 
 def graphs(base: BaseModel, precision: Precision = "float32") -> tuple[Graph, ...]:
@@ -74,21 +74,23 @@ def graphs(base: BaseModel, precision: Precision = "float32") -> tuple[Graph, ..
 
 def _unet(base: BaseModel) -> Graph:
     spec = base.spec
+    latents = torch.zeros(3, spec.channels, 2 * spec.multiple, 3 * spec.multiple)
     example = (
-        torch.zeros(3, spec.channels, 2 * spec.multiple, 3 * spec.multiple),
+        latents,
         torch.tensor([1.0, 250.0, 700.0]),
         torch.zeros(2, spec.tokens, spec.sites.packed_width),
         torch.tensor([1, 0, 1]),
+        *(sizes.clone() for sizes in spec.sizes(latents)),
     )
     rows = Dim("B")
-    free: tuple[Axes, ...] = ({0: rows} | _sides(spec.multiple), {0: rows}, {0: Dim("P")}, {0: rows})
+    free: tuple[Axes, ...] = ({0: rows} | _sides(spec.multiple), {0: rows}, {0: Dim("P")}, {0: rows}, {0: rows})
     names = [tensor.name for tensor in spec.signature.inputs]
     return Graph(
         "unet",
         "the UNet, one for every adapter",
         base.unet,
         dict(zip(names, example, strict=True)),
-        free,
+        free[: len(example)],
         spec.signature.output.name,
     )
 

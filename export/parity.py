@@ -46,7 +46,7 @@ def _outputs(engine: Engine, reference: Engine, side: tuple[int, int]) -> dict[s
     timestep = torch.linspace(0, spec.schedule.steps - 1, rows).round()
     bank = spec.sites.project(reference.encode_text(ids, extra))
     return {
-        "unet": engine.infer(latents, timestep, bank, torch.arange(rows) % len(bank)),
+        "unet": engine.infer(latents, timestep, bank, torch.arange(rows) % len(bank), *spec.sizes(latents)),
         "text_encoder": engine.encode_text(ids, extra),
         "vae_encoder": engine.encode_pictures(pictures),
         "vae_decoder": engine.decode(latents[:2]),

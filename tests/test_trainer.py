@@ -13,13 +13,14 @@ import torch
 
 from adapter_store import Store
 from cpserve.adapter import empty_adapter
-from cpserve.base import BaseModel, token_table
+from cpserve.base import BaseModel
 from cpserve.errors import RefError, TrainingError
 from cpserve.learning import head_adapter
 from cpserve.learning import learn as learn_and_keep
 from cpserve.prompt_kv import KVSites
 from cpserve.prompts import tokenize
 from cpserve.score import draws, errors, log_scores, temperature
+from cpserve.text_encoder import token_table
 from tests.lessons import QUICK, concept, learned
 from trainer import Progress, Record, learn
 from trainer.loop import faster_precision

@@ -1,7 +1,7 @@
 """Stable-Diffusion-shaped pipelines at reduced width, with seeded random weights, as ordinary diffusers folders.
 
-The configurations are those of Stable Diffusion 1.5 and 2.1 except for widths, the
-text encoder's depth and vocabulary, and that the second one has two levels in place of four.
+The configurations are those of Stable Diffusion 1.5, 2.1 and XL except for widths, the text encoders' depth and vocabulary,
+and that the later two have two levels in place of four and three.
 """
 
 from __future__ import annotations
@@ -12,9 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from cpserve.adapter import Adapter
 from cpserve.base import BaseSpec
@@ -27,7 +35,7 @@ LATENT_SIZE = 8
 
 @dataclass(frozen=True)
 class Shape:
-    """What tells one generation of Stable Diffusion from another."""
+    """What tells one generation of Stable Diffusion from another; XL has a second text encoder of `second_width`."""
 
     prediction: str
     text_width: int
@@ -35,6 +43,7 @@ class Shape:
     widths: tuple[int, ...]
     unet: dict[str, Any] = field(default_factory=dict)
     scheduler: type = PNDMScheduler
+    second_width: int = 0
 
 
 SD15 = Shape("epsilon", 32, "quick_gelu", (32, 64, 64, 64), {"attention_head_dim": 8})
@@ -52,10 +61,29 @@ SD21 = Shape(
     },
     DDIMScheduler,
 )
-SHAPES = {"sd15": SD15, "sd21": SD21}
+POOLED, SIZE_WIDTH = 40, 8  # of XL's pooled text, and of each of its six sizes
+SDXL = Shape(
+    "epsilon",
+    32,
+    "quick_gelu",
+    (32, 64),
+    {
+        "attention_head_dim": [2, 4],
+        "use_linear_projection": True,
+        "transformer_layers_per_block": [1, 2],
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": SIZE_WIDTH,
+        "projection_class_embeddings_input_dim": POOLED + 6 * SIZE_WIDTH,
+    },
+    EulerDiscreteScheduler,
+    second_width=48,
+)
+SHAPES = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
 
 
-def write_tokenizer(folder: Path) -> int:
+def write_tokenizer(folder: Path, padding: str = "<|endoftext|>") -> int:
     """A CLIP tokenizer that knows letters and `WORDS`, in CLIP's own two files; how many ids it has."""
     folder.mkdir(parents=True)
     letters = [chr(c) for c in range(33, 127)]
@@ -70,9 +98,38 @@ def write_tokenizer(folder: Path) -> int:
     vocabulary = [*dict.fromkeys(vocabulary), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *dict.fromkeys(merges)]) + "\n")
-    settings = {"model_max_length": 77, "pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer"}
+    settings = {"model_max_length": 77, "pad_token": padding, "tokenizer_class": "CLIPTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return len(vocabulary)
+
+
+SCHEDULING: dict[type, dict[str, Any]] = {
+    PNDMScheduler: {"set_alpha_to_one": False, "skip_prk_steps": True},
+    DDIMScheduler: {"set_alpha_to_one": False},
+    EulerDiscreteScheduler: {"timestep_spacing": "leading"},
+}
+
+
+def text_encoder(kind: Any, width: int, vocabulary: int, activation: str) -> Any:
+    """A CLIP text encoder; one with a projection projects to `POOLED`."""
+    made = kind(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            hidden_act=activation,
+            projection_dim=POOLED,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
+            pad_token_id=vocabulary - 1,
+        )
+    )
+    # fresh CLIP weights are so small that every prompt reads the same; learned ones are not
+    for parameter in made.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return made
 
 
 def write_pipeline(folder: Path, shape: Shape, *, seed: int = 0, scaling_factor: float = 0.18215) -> Path:
@@ -82,7 +139,7 @@ def write_pipeline(folder: Path, shape: Shape, *, seed: int = 0, scaling_factor:
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         block_out_channels=shape.widths,
-        cross_attention_dim=shape.text_width,
+        cross_attention_dim=shape.text_width + shape.second_width,
         **{"sample_size": LATENT_SIZE, "layers_per_block": 1, **shape.unet},
     )
     vae = AutoencoderKL(
@@ -94,41 +151,28 @@ def write_pipeline(folder: Path, shape: Shape, *, seed: int = 0, scaling_factor:
         sample_size=LATENT_SIZE << (levels - 1),
         scaling_factor=scaling_factor,
     )
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocabulary,
-            hidden_size=shape.text_width,
-            intermediate_size=2 * shape.text_width,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            hidden_act=shape.activation,
-            bos_token_id=vocabulary - 2,
-            eos_token_id=vocabulary - 1,
-            pad_token_id=vocabulary - 1,
-        )
-    )
-    # fresh CLIP weights are so small that every prompt reads the same; learned ones are not
-    for parameter in text_encoder.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        unet=unet,
-        scheduler=shape.scheduler(
+    parts = {
+        "vae": vae,
+        "unet": unet,
+        "text_encoder": text_encoder(CLIPTextModel, shape.text_width, vocabulary, shape.activation),
+        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        "scheduler": shape.scheduler(
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
             steps_offset=1,
-            set_alpha_to_one=False,
             prediction_type=shape.prediction,
-            **({"skip_prk_steps": True} if shape.scheduler is PNDMScheduler else {}),
+            **SCHEDULING[shape.scheduler],
         ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
+        "feature_extractor": None,
+    }
+    if shape.second_width:
+        write_tokenizer(folder / "tokenizer_2", padding="!")
+        parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
+        parts["text_encoder_2"] = text_encoder(CLIPTextModelWithProjection, shape.second_width, vocabulary, "gelu")
+        StableDiffusionXLPipeline(**parts, add_watermarker=False).save_pretrained(folder)
+    else:
+        StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False).save_pretrained(folder)
     # PNDM knows no clipping, but Stable Diffusion's file says it all the same, for the schedulers that do
     settings = folder / "scheduler" / "scheduler_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "clip_sample": False}))
@@ -150,4 +194,5 @@ def make_adapter(spec: BaseSpec, seed: int, tokens: tuple[str, ...] = ("<dog>",)
         )
         for token in tokens
     )
-    return Adapter(Manifest(base=spec.entry, concepts=concepts, method="random"), lora, embeddings)
+    manifest = Manifest(base=spec.entry, concepts=concepts, method="random")
+    return Adapter(manifest, lora, embeddings, text_widths=spec.text_widths)

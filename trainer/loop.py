@@ -70,7 +70,7 @@ class Task:
 
         def eps(z: Tensor, t: Tensor, slot: Tensor) -> Tensor:
             with faster_precision():
-                output = self.base.unet(z, t, packed, slot)
+                output = self.base.unet(z, t, packed, slot, *self.base.spec.sizes(z))
             return self.base.spec.schedule.eps(output.float(), z, t)
 
         return eps
@@ -97,7 +97,7 @@ class Task:
         used, slot = torch.unique(slot, return_inverse=True)
         with faster_precision():
             packed = self.trainable.packed(states(self.base, self.ids[used], self.earlier, self.trainable.token))
-            output = self.base.unet(schedule.add_noise(x0, noise, t), t, packed, slot)
+            output = self.base.unet(schedule.add_noise(x0, noise, t), t, packed, slot, *self.base.spec.sizes(x0))
         error: Tensor = (output.float() - schedule.target(x0, noise, t)).pow(2).flatten(1).mean(1)
         return error
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cpserve.adapter import Adapter, Tensors
-from cpserve.base import BaseModel, encode_text, token_table
+from cpserve.base import BaseModel
 from cpserve.prompt_kv import KVSites
 
 START_NOISE = 0.02
@@ -28,10 +28,12 @@ class Trainable:
     complement: Tensor | None = None
 
     def packed(self, e: Tensor) -> Tensor:
-        """Packed K,V `[P,S,W]` of text states `[P,S,d]`, differentiable in the factors and in e."""
+        """Packed K,V `[P,S,W]` of text states `[P,S,d+D]`, differentiable in the factors and in e."""
         packed = self.sites.project(e, self.frozen)
-        seen = e if self.complement is None else e @ self.complement
-        return packed + self.sites.project_change(seen, self.factors)
+        if self.complement is not None:
+            seen, pooled = self.sites.split(e)
+            e = torch.cat([seen @ self.complement, pooled], dim=-1)
+        return packed + self.sites.project_change(e, self.factors)
 
     def lora(self) -> dict[str, Tensor]:
         """Everything learned as one LoRA: ranks of the frozen part and of the factors concatenated."""
@@ -79,7 +81,7 @@ def rank_of(lora: Tensors) -> int:
 
 def start_token(base: BaseModel, class_word: str | None, seed: int) -> Tensor:
     """The new token's embedding `[d]`: that of the class word where given, else the mean of all, plus a little noise."""
-    _, table = token_table(base.text_encoder)
+    table = base.text_encoder.table
     ids = base.spec.tokenizer(class_word or "", add_special_tokens=False).input_ids
     centre = (table[ids] if ids else table).mean(0)
     noise = torch.randn(centre.shape, generator=torch.Generator().manual_seed(seed))
@@ -87,8 +89,8 @@ def start_token(base: BaseModel, class_word: str | None, seed: int) -> Tensor:
 
 
 def states(base: BaseModel, ids: Tensor, earlier: Tensor, token: Tensor) -> Tensor:
-    """Text states `[P,S,d]`, the new token's row after the earlier tokens' `[E,d]`. Differentiable in `token`."""
-    return encode_text(base.text_encoder, ids, torch.cat([earlier, token[None]]))
+    """Text states `[P,S,d+D]`, the new token's row after the earlier tokens' `[E,d]`. Differentiable in `token`."""
+    return base.encode_text(ids, torch.cat([earlier, token[None]]))
 
 
 def trainable(

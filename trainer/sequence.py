@@ -201,7 +201,7 @@ def _learn(lesson: Lesson, record: Record, progress: Callable[[Progress], None] 
         libraries={name: version(name) for name in LIBRARIES},
     )
     embeddings = {**lesson.start.embeddings, lesson.entry.token: model.token.detach().clone()}
-    return Adapter(manifest, lora, embeddings, training)
+    return Adapter(manifest, lora, embeddings, training, text_widths=lesson.base.spec.text_widths)
 
 
 def _task(lesson: Lesson, latents: dict[str, Tensor]) -> Task:
@@ -243,7 +243,8 @@ def _protected_texts(tokens: Sequence[str]) -> list[str]:
 @torch.no_grad()
 def _protected_basis(lesson: Lesson, earlier: Tensor, token: Tensor) -> Tensor:
     """Q `[d,q]` of the prompts known before this lesson; from text alone."""
-    e = states(lesson.base, lesson.ids(_protected_texts(lesson.start.tokens)), earlier, token)
+    ids = lesson.ids(_protected_texts(lesson.start.tokens))
+    e, _ = lesson.base.spec.sites.split(states(lesson.base, ids, earlier, token))
     return extend_basis(torch.zeros(e.shape[-1], 0), e.float(), lesson.settings.null_energy)
 
 
@@ -254,7 +255,7 @@ def _measured(lesson: Lesson, task: Task, lora: Tensors) -> dict[str, float]:
     """
     sites, before = lesson.base.spec.sites, {k: t.float() for k, t in lesson.start.lora.items()}
     ids = lesson.ids(_protected_texts(lesson.start.tokens))
-    e = states(lesson.base, ids, task.earlier, task.trainable.token).float()
+    e, _ = sites.split(states(lesson.base, ids, task.earlier, task.trainable.token).float())
     old, new = updates(sites, before), updates(sites, lora)
     size = sum(float((new[k] - old[k] if k in old else new[k]).abs().sum()) for k in new)
     return {

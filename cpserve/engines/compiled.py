@@ -61,8 +61,8 @@ class CompiledEngine(Engine):
     def _build(self, graph: str, shape: Shape) -> Runner:
         """What runs `graph` on tensors; its first input has `shape`, or any."""
 
-    def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor) -> Tensor:
-        return self._by_rows("unet", [latents, timestep, slot], lambda z, t, s: (z, t, kv_bank, s))
+    def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, *added: Tensor) -> Tensor:
+        return self._by_rows("unet", [latents, timestep, slot, *added], lambda z, t, s, *a: (z, t, kv_bank, s, *a))
 
     def encode_text(self, ids: Tensor, extra: Tensor) -> Tensor:
         return self._runner("text_encoder", ANY)(ids, extra)

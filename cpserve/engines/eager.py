@@ -19,8 +19,8 @@ class EagerEngine(Engine):
         self.base = base
 
     @torch.no_grad()
-    def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor) -> Tensor:
-        output: Tensor = self.base.unet(latents, timestep, kv_bank, slot)
+    def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, *added: Tensor) -> Tensor:
+        output: Tensor = self.base.unet(latents, timestep, kv_bank, slot, *added)
         return output
 
     @torch.no_grad()

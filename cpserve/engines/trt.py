@@ -103,7 +103,7 @@ class PlanRunner:
     def __call__(self, *inputs: Tensor) -> Tensor:
         device = inputs[0].device
         if len(inputs) > 1:
-            inputs = (*inputs[:2], *used(*inputs[2:]))
+            inputs = (*inputs[:2], *used(*inputs[2:4]), *inputs[4:])
         for buffer, given in zip(self.inputs, inputs, strict=True):
             buffer[: len(given)].copy_(given, non_blocking=True)  # the bank may hold fewer prompts than rows
         self.graph.replay()

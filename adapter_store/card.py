@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 
-from adapter_store.layout import MATRIX
+from adapter_store.layout import EMBEDDINGS, MATRIX
 from cpserve.manifest import Manifest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _SNIPPET = """\
 ```python
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 R = "."  # this folder, or on the Hub the name of this repository
-pipe = StableDiffusionPipeline.from_pretrained({base}, safety_checker=None)
+pipe = DiffusionPipeline.from_pretrained({base}, safety_checker=None)
 pipe.load_lora_weights(R, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
 {embeddings}pipe("{prompt}").images[0]
 ```"""
 
+
+_ENCODERS = {EMBEDDINGS[0]: "", EMBEDDINGS[1]: ", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2"}
 
 _MATRIX = f"""\
 ## What is left of each concept
@@ -31,10 +34,11 @@ when it was learned, drawn from the same seeds: 1 is nothing forgotten.
 """
 
 
-def render_card(manifest: Manifest, name: str, *, measured: bool = False) -> str:
+def render_card(manifest: Manifest, name: str, paths: Collection[str] = ()) -> str:
     """Markdown with the Hub's front matter: triggers, a sample of every concept, the plain-diffusers snippet, scores.
 
-    With `measured` it shows the picture of what is left of each concept, which then is a file of the version.
+    `paths` are the version's files: what is left of each concept is shown if that was drawn, and tokens of SDXL's second text
+    encoder are loaded if there are some.
     """
     concepts = manifest.concepts
     base = manifest.base.id
@@ -46,14 +50,18 @@ def render_card(manifest: Manifest, name: str, *, measured: bool = False) -> str
     else:
         touched = "keys and values of the cross-attention" if manifest.layers == "kv" else "other layers, too"
         parts += [f"A LoRA for `{base}`, {manifest.method}: {touched}."]
+    embeddings = [
+        (f"{folder}/{c.name}.safetensors", encoder) for c in concepts for folder, encoder in _ENCODERS.items()
+    ]
     loads = [
-        f'pipe.load_textual_inversion(R, weight_name="embeddings/{c.name}.safetensors", use_safetensors=True)\n'
-        for c in concepts
+        f'pipe.load_textual_inversion(R, weight_name="{path}", use_safetensors=True{encoder})\n'
+        for path, encoder in embeddings
+        if not encoder or path in paths
     ]
     prompt = f"a photo of {concepts[-1].token}" if concepts else "a photo of a cat"
     snippet = _SNIPPET.format(base=json.dumps(base), embeddings="".join(loads), prompt=prompt)
     parts += ["", "## Use it with diffusers", "", snippet, ""]
-    if measured:
+    if MATRIX in paths:
         parts += [_MATRIX]
     if manifest.metrics:
         parts += ["## Measured", "", *(f"- {k}: {v}" for k, v in manifest.metrics.items()), ""]

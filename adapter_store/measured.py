@@ -79,8 +79,8 @@ def annotated(version: Version, path: str, content: bytes) -> tuple[Manifest, di
         )
     draft = replace(manifest, metrics={**manifest.metrics, **read.scores})
     files = {path: version.read(path) for path in version.paths()}
-    card = render_card(draft, manifest.name, measured=True).encode()
-    return draft, {**files, CARD: card, EVALUATION: content, MATRIX: draw_matrix(read)}
+    files |= {EVALUATION: content, MATRIX: draw_matrix(read)}
+    return draft, {**files, CARD: render_card(draft, manifest.name, files).encode()}
 
 
 def draw_matrix(read: Evaluation) -> bytes:

@@ -170,7 +170,7 @@ def _learn_one(
     )
     made = replace(made, samples=draw_samples(base, made))
     files = made.files()
-    files["README.md"] = render_card(made.manifest, name).encode()
+    files["README.md"] = render_card(made.manifest, name, files).encode()
     head = start.manifest.version
     pin = store.version(f"{name}@v{head}").pin if head else None
     draft = msgspec.structs.replace(made.manifest, trained_from=pin)

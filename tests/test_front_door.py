@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,15 @@ from tests.test_trainer import QUICK, concept
 ADAPTER = "pets"
 
 
+@pytest.fixture(scope="module", name="shape", params=["sd15", "sdxl"])
+def _shape(request: pytest.FixtureRequest) -> str:
+    """With one text encoder and with two."""
+    return request.param
+
+
 @pytest.fixture(scope="module", name="base")
-def _base(bases: dict[str, BaseModel]) -> BaseModel:
-    return bases["sd15"]
+def _base(bases: dict[str, BaseModel], shape: str) -> BaseModel:
+    return bases[shape]
 
 
 @pytest.fixture(scope="module")
@@ -44,35 +51,30 @@ PLAIN = """
 import sys
 sys.modules["cpserve"] = sys.modules["trainer"] = sys.modules["adapter_store"] = None
 import numpy as np, torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-base, R, noise, out = sys.argv[1:]
-pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+{snippet}
+from diffusers import DPMSolverMultistepScheduler
 pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-pipe.load_lora_weights(R, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
-for name in ("dog", "cat"):
-    pipe.load_textual_inversion(R, weight_name=f"embeddings/{name}.safetensors", use_safetensors=True)
-noise = torch.from_numpy(np.load(noise))
+noise = torch.from_numpy(np.load(sys.argv[1]))
 made = pipe("a photo of <cat>", latents=noise, num_inference_steps=8, guidance_scale=3.0, output_type="np")
-np.save(out, made.images)
+np.save(sys.argv[2], made.images)
 """
 
 
-def test_plain_diffusers_draws_a_checked_out_version(
-    base: BaseModel, folders: dict[str, Path], store: Store, tmp_path: Path
-) -> None:
+def test_plain_diffusers_draws_a_checked_out_version(base: BaseModel, shape: str, store: Store, tmp_path: Path) -> None:
     """Diffusers, with cpserve not importable, loads a checked-out folder by the card's snippet and draws the same to 1e-3."""
     folder = store.checkout(f"{ADAPTER}@v2", tmp_path / "pets")
     noise = starting_noise([5], (base.spec.channels, base.spec.latent_size, base.spec.latent_size))
     np.save(tmp_path / "noise.npy", noise.numpy())
-    arguments = [str(folders["sd15"]), str(folder), str(tmp_path / "noise.npy"), str(tmp_path / "made.npy")]
-    subprocess.run([sys.executable, "-c", PLAIN, *arguments], check=True, capture_output=True)
+    [snippet] = re.findall(r"```python\n(.*?)\npipe\(", (folder / "README.md").read_text(), re.DOTALL)
+    assert snippet.count("load_textual_inversion") == {"sd15": 2, "sdxl": 4}[shape]
+    script = [sys.executable, "-c", PLAIN.format(snippet=snippet), "../noise.npy", "../made.npy"]
+    subprocess.run(script, cwd=folder, check=True, capture_output=True)
     theirs = np.load(tmp_path / "made.npy")
     with EagerEngine(base) as engine:
         adapter = head_adapter(store, ADAPTER, base, "none")
         latents = draw_latents(engine, [Prompt("a photo of <cat>", adapter)], [5], Drawing(steps=8, guidance=3.0))
         ours = (engine.decode(latents).clamp(-1, 1) + 1) / 2
     assert np.abs(ours.permute(0, 2, 3, 1).numpy() - theirs).max() < 1e-3
-    assert "load_textual_inversion" in (folder / "README.md").read_text()
 
 
 def test_a_picture_belongs_to_its_seed(base: BaseModel, store: Store) -> None:

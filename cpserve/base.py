@@ -73,9 +73,11 @@ class BaseSpec:
 
     def sizes(self, latents: Tensor) -> tuple[Tensor, ...]:
         """The row input `added [B,6]` of latents `[B,4,h,w]`, where the UNet takes it: pictures of their own size, uncropped."""
-        h, w = (side * self.vae_factor for side in latents.shape[2:])
+        if not self.sites.added:
+            return ()
+        *_, h, w = (0, 0, *(side * self.vae_factor for side in latents.shape))  # the signature is checked later
         sizes = torch.tensor([h, w, 0, 0, h, w], dtype=torch.float32, device=latents.device)
-        return (sizes.expand(len(latents), -1),) if self.sites.added else ()
+        return (sizes.expand(*latents.shape[:1], -1),)
 
 
 @dataclass(frozen=True, eq=False)

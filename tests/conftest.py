@@ -1,4 +1,4 @@
-"""Two tiny base models on disk, built once for all of pytest's processes, loaded by `cpserve` and, apart from it, by diffusers."""
+"""Tiny base models on disk, built once for all of pytest's processes, loaded by `cpserve` and, apart from it, by diffusers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], obj
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The diffusers folders, `sd15` and `sd21`."""
+    """The diffusers folders, `sd15`, `sd21` and `sdxl`."""
 
     def built(name: str) -> Path:
         return once(tmp_path_factory, f"base-{name}", lambda folder: write_pipeline(folder, SHAPES[name]))
@@ -52,7 +52,7 @@ def bases(folders: dict[str, Path]) -> dict[str, BaseModel]:
 
 @pytest.fixture(scope="session", params=SHAPES)
 def shape(request: pytest.FixtureRequest) -> str:
-    """Each test that takes it runs on both generations."""
+    """Each test that takes it runs on every generation."""
     return request.param
 
 
@@ -63,12 +63,14 @@ def base(bases: dict[str, BaseModel], shape: str) -> BaseModel:
 
 @pytest.fixture(scope="session")
 def bundles(bases: dict[str, BaseModel], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The bases as engine bundles; tests copy one before they change it."""
+    """The bases as engine bundles, each made when it is first asked for; tests copy one before they change it."""
 
-    def built(name: str) -> Path:
-        return once(tmp_path_factory, f"bundle-{name}", lambda folder: export_onnx(bases[name], folder))
+    class Bundles(dict[str, Path]):
+        def __missing__(self, name: str) -> Path:
+            self[name] = once(tmp_path_factory, f"bundle-{name}", lambda folder: export_onnx(bases[name], folder))
+            return self[name]
 
-    return {name: built(name) for name in bases}
+    return Bundles()
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_rows_equal_plain_diffusers(engine: Engine, folders: dict[str, Path], sh
         Prompt("<cat>", a, 0.3),
     ]
     z, t = rows(len(mixed))
-    ours = engine.infer(z, t, *engine.bank.packed(mixed))
+    ours = engine.infer(z, t, *engine.bank.packed(mixed), *engine.spec.sizes(z))
     for i, p in enumerate(mixed):
         judge = plain.unet_row(folders[shape], p.adapter, p.text, z[i], t[i], p.scale)
         torch.testing.assert_close(ours[i], judge, atol=1e-4, rtol=0)

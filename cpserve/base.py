@@ -194,6 +194,11 @@ def _spec(pipeline: Any, text_encoder: TextEncoder, entry: BaseEntry) -> BaseSpe
             f"{entry.id} is not a plain text-to-image model of Stable Diffusion 1, 2 or XL",
             hint="inpainting bases are not supported",
         )
+    if vae.get("latents_mean") is not None:
+        raise BaseModelError(
+            f"{entry.id} has latents that are scaled channel by channel",
+            hint="use a base whose VAE has one scaling factor",
+        )
     sites = KVSites.of(pipeline.unet)
     if (sum(text_encoder.widths), text_encoder.pooled) != (sites.weight.shape[1], sites.pooled):
         raise BaseModelError(

@@ -115,7 +115,8 @@ class KVSites:
     def project(self, e: Tensor, lora: Mapping[str, Tensor] | None = None, scale: float = 1.0) -> Tensor:
         """Packed K,V `[P,S,W]` of text states `e [P,S,d+D]` under `W + scale B A` (LoRA with alpha == r)."""
         states, pooled = self.split(e)
-        packed = torch.cat([states @ self.weight.to(e.device, e.dtype).T, pooled], dim=-1)
+        kv = states @ self.weight.to(e.device, e.dtype).T
+        packed = torch.cat([kv, pooled.to(kv.dtype)], dim=-1)
         if not lora or scale == 0:
             return packed
         return packed + scale * self.project_change(e, lora)
@@ -128,7 +129,7 @@ class KVSites:
             a, b = (lora.get(site.key(projection, f)) for f in "AB")
             untouched = a is None or b is None
             changes.append(e.new_zeros(*e.shape[:-1], site.width) if untouched else states @ a.T @ b.T)  # type: ignore[union-attr]
-        return torch.cat([*changes, torch.zeros_like(pooled)], dim=-1)
+        return nn.functional.pad(torch.cat(changes, dim=-1), (0, pooled.shape[-1]))
 
     def split(self, e: Tensor) -> tuple[Tensor, Tensor]:
         """The states `[P,S,d]` and the pooled text `[P,S,D]` of `e`."""

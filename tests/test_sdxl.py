@@ -9,19 +9,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from safetensors.torch import save_file
 
 from cpserve.base import BaseModel, load_base
 from cpserve.drawing import Drawing, draw_latents
 from cpserve.engines.eager import EagerEngine
+from cpserve.engines.ort import OrtEngine
 from cpserve.errors import BaseModelError, EngineError
 from cpserve.prompts import Prompt
+from cpserve.recognition import Judging, classify
 from cpserve.sample import starting_noise
+from export.merged import Lora, merge
 from tests import plain
+from tests.lessons import QUICK, concept, learned
 from tests.tiny import POOLED, SDXL, make_adapter, write_pipeline
+from trainer import METHODS
+from trainer.lora import start_token
 
 Z = torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([801.0, 3.0])
+STYLED = {"unet": ("to_q", "to_v", "ff.net.2"), "text_encoder": ("q_proj", "fc2"), "text_encoder_2": ("v_proj", "fc1")}
 
 
 @pytest.fixture
@@ -85,6 +93,66 @@ def test_text_is_read_by_both_encoders(engine: EagerEngine) -> None:
         assert tuple(changes) == moved
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_token_is_learned_in_both_encoders(bases: dict[str, BaseModel], tmp_path: Path, method: str) -> None:
+    """Whatever the method, each encoder's share of the new token moves away from where it started; earlier tokens stay."""
+    base = bases["sdxl"]
+    two = learned(base, tmp_path, replace(QUICK, method=method), "dog", "cat")
+    one = learned(base, tmp_path / "one", replace(QUICK, method=method), "dog")
+    assert two.text_widths == base.spec.text_widths
+    assert torch.equal(one.embeddings["<dog>"], two.embeddings["<dog>"])
+    moved = two.embeddings["<cat>"] - start_token(base, None, QUICK.seed + 1)
+    assert all(float(part.abs().max()) > 1e-3 for part in moved.split(list(two.text_widths)))
+
+
+def test_a_full_basis_freezes_earlier_prompts(bases: dict[str, BaseModel], tmp_path: Path) -> None:
+    """Null-space keeps K,V of earlier prompts, the zeros of the empty one too, to float precision; other methods do not."""
+    settings = replace(QUICK, method="null-space", null_energy=0.0, factor_rate=0.1)
+    changes = [
+        float(str(learned(bases["sdxl"], tmp_path / s.method, s, "dog", "cat").manifest.metrics["largest_kv_change"]))
+        for s in (settings, replace(settings, method="none"))
+    ]
+    assert changes[0] < 1e-5
+    assert changes[1] > 1e-3
+
+
+def test_a_bundle_recognises_as_torch_does(
+    bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """A compiled bundle gives each picture torch's label, evaluations and, to 1e-3, probabilities."""
+    adapter = learned(bases["sdxl"], tmp_path, QUICK, "dog", "cat")
+    images = [picture.image for name in (0, 1) for picture in concept("any", name).pictures]
+    with EagerEngine(bases["sdxl"]) as eager, OrtEngine(bundles["sdxl"], threads=1) as compiled:
+        ours, theirs = (classify(e, images, adapter, Judging(draws=4)) for e in (compiled, eager))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.label, one.evaluations) == (other.label, other.evaluations)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-3)
+
+
+def test_merging_is_what_diffusers_does(bases: dict[str, BaseModel], folders: dict[str, Path], tmp_path: Path) -> None:
+    """With a style on the UNet and both text encoders merged, a row is what diffusers computes with the style loaded."""
+    draw = torch.Generator().manual_seed(3)
+    pipe = DiffusionPipeline.from_pretrained(folders["sdxl"])
+    style = {}
+    for name, layers in STYLED.items():
+        for path, module in getattr(pipe, name).named_modules():
+            if path.endswith(layers):
+                out, width = module.weight.shape
+                style[f"{name}.{path}.lora_A.weight"] = 0.3 * torch.randn(4, width, generator=draw)
+                style[f"{name}.{path}.lora_B.weight"] = 0.1 * torch.randn(out, 4, generator=draw)
+    save_file(style, tmp_path / "pytorch_lora_weights.safetensors")
+    pipe.load_lora_weights(tmp_path)
+    with EagerEngine(merge(bases["sdxl"], [Lora(tmp_path)])) as engine:
+        ours = engine.denoise(Z, T, *engine.bank.packed([Prompt("a red dog")] * 2))
+        sizes = engine.spec.sizes(Z)[0]
+    e, _, pooled, _ = pipe.encode_prompt(["a red dog"] * 2, device="cpu", do_classifier_free_guidance=False)
+    with torch.no_grad():
+        theirs = pipe.unet(Z, T, e, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+    with EagerEngine(bases["sdxl"]) as engine:
+        assert not torch.allclose(ours, engine.denoise(Z, T, *engine.bank.packed([Prompt("a red dog")] * 2)), atol=0.05)
+
+
 def _without_first_encoder(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
@@ -104,16 +172,24 @@ def _with_fewer_sizes(folder: Path) -> None:
     (folder / "unet" / "config.json").write_text(json.dumps(config))
 
 
+def _with_scaled_channels(folder: Path) -> None:
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(
+        json.dumps(config | {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4})
+    )
+
+
 @pytest.mark.parametrize(
     ("harm", "match"),
     [
+        (_with_scaled_channels, "channel by channel"),
         (_without_first_encoder, "too few"),
         (_with_other_words, "two tokenizers differ"),
         (_with_fewer_sizes, "reads other text"),
     ],
 )
 def test_what_is_not_whole_is_refused(tmp_path: Path, harm: Callable[[Path], None], match: str) -> None:
-    """A refiner, tokenizers that differ in their words, and a UNet made for other text are refused when they are loaded."""
+    """A refiner, tokenizers of other words, a UNet made for other text, latents scaled by channel: refused when they are loaded."""
     harm(write_pipeline(tmp_path / "sdxl", SDXL))
     with pytest.raises(BaseModelError, match=match) as refused:
         load_base(str(tmp_path / "sdxl"))

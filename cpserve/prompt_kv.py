@@ -116,20 +116,18 @@ class KVSites:
         """Packed K,V `[P,S,W]` of text states `e [P,S,d+D]` under `W + scale B A` (LoRA with alpha == r)."""
         states, pooled = self.split(e)
         kv = states @ self.weight.to(e.device, e.dtype).T
-        packed = torch.cat([kv, pooled.to(kv.dtype)], dim=-1)
-        if not lora or scale == 0:
-            return packed
-        return packed + scale * self.project_change(e, lora)
+        if lora and scale != 0:
+            kv = kv + scale * self.project_change(states, lora)
+        return torch.cat([kv, pooled.to(kv.dtype)], dim=-1)
 
-    def project_change(self, e: Tensor, lora: Mapping[str, Tensor]) -> Tensor:
-        """What an adapter adds to the packed K,V: `B A e` `[P,S,W]`, zero at the sites that it leaves alone."""
-        states, pooled = self.split(e)
+    def project_change(self, states: Tensor, lora: Mapping[str, Tensor]) -> Tensor:
+        """What an adapter adds to the K,V of states `[P,S,d]`: `B A e` `[P,S,W-D]`, zero at the sites that it leaves alone."""
         changes = []
         for site, projection, _ in self.parts:
             a, b = (lora.get(site.key(projection, f)) for f in "AB")
             untouched = a is None or b is None
-            changes.append(e.new_zeros(*e.shape[:-1], site.width) if untouched else states @ a.T @ b.T)  # type: ignore[union-attr]
-        return nn.functional.pad(torch.cat(changes, dim=-1), (0, pooled.shape[-1]))
+            changes.append(states.new_zeros(*states.shape[:-1], site.width) if untouched else states @ a.T @ b.T)  # type: ignore[union-attr]
+        return torch.cat(changes, dim=-1)
 
     def split(self, e: Tensor) -> tuple[Tensor, Tensor]:
         """The states `[P,S,d]` and the pooled text `[P,S,D]` of `e`."""

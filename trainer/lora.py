@@ -30,10 +30,9 @@ class Trainable:
     def packed(self, e: Tensor) -> Tensor:
         """Packed K,V `[P,S,W]` of text states `[P,S,d+D]`, differentiable in the factors and in e."""
         packed = self.sites.project(e, self.frozen)
-        if self.complement is not None:
-            seen, pooled = self.sites.split(e)
-            e = torch.cat([seen @ self.complement, pooled], dim=-1)
-        return packed + self.sites.project_change(e, self.factors)
+        seen, pooled = self.sites.split(e)
+        change = self.sites.project_change(seen if self.complement is None else seen @ self.complement, self.factors)
+        return packed + nn.functional.pad(change, (0, pooled.shape[-1]))
 
     def lora(self) -> dict[str, Tensor]:
         """Everything learned as one LoRA: ranks of the frozen part and of the factors concatenated."""

@@ -202,7 +202,7 @@ class PackedUNet(nn.Module):
         self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, added: Tensor | None = None
     ) -> Tensor:
         rows = kv_bank.index_select(0, slot)
-        # a UNet that knows neither does not look at them
-        further = {"text_embeds": rows[:, 0, rows.shape[-1] - self.pooled :], "time_ids": added}
+        # a UNet that knows neither does not look at them; float32, as what it joins the pooled text with always is
+        further = {"text_embeds": rows[:, 0, rows.shape[-1] - self.pooled :].float(), "time_ids": added}
         output = self.unet(latents, timestep, encoder_hidden_states=rows, added_cond_kwargs=further, return_dict=False)
         return output[0]  # type: ignore[no-any-return]

@@ -20,7 +20,9 @@ from cpserve.errors import BaseModelError, EngineError
 from cpserve.prompts import Prompt
 from cpserve.recognition import Judging, classify
 from cpserve.sample import starting_noise
+from export.build import plan_export
 from export.merged import Lora, merge
+from export.target import Target
 from tests import plain
 from tests.lessons import QUICK, concept, learned
 from tests.tiny import POOLED, SDXL, make_adapter, write_pipeline
@@ -127,6 +129,12 @@ def test_a_bundle_recognises_as_torch_does(
     for one, other in zip(ours, theirs, strict=True):
         assert (one.label, one.evaluations) == (other.label, other.evaluations)
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-3)
+
+
+def test_half_precision_is_within_its_tolerance(bases: dict[str, BaseModel], tmp_path: Path) -> None:
+    """A float16 bundle, its sizes kept in float32, passes the parity check and is not float32 in disguise."""
+    bundle = plan_export(bases["sdxl"], tmp_path / "bundle", Target(precision="float16")).execute()
+    assert 1e-4 < bundle.manifest.parity["unet"] < 2e-2
 
 
 def test_merging_is_what_diffusers_does(bases: dict[str, BaseModel], folders: dict[str, Path], tmp_path: Path) -> None:

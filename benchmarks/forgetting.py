@@ -39,9 +39,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
 from benchmarks.joint import learn_jointly
-from benchmarks.lite0 import JUDGE, lite0_layout
+from benchmarks.lite0 import JUDGE, Classes, lite0_layout
 from benchmarks.pairs import measure
-from benchmarks.teach import STYLES, pictures, shares
+from benchmarks.teach import STYLES, pictures
 from benchmarks.timing import keep
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
@@ -154,11 +154,11 @@ def run(base: BaseModel, asked: Run, folder: Path) -> dict[str, Any]:
     real = {f"thing{j}": others for j, (_, others) in enumerate(made)}
     encode = encoder_for("builtin:")[1]
     with EagerEngine(base) as engine:
-        layouts = np.stack([lite0_layout(rendered(engine, others), *JUDGE).mean(0) for _, others in made])
+        classes = Classes.of(np.stack([lite0_layout(rendered(engine, others), *JUDGE) for _, others in made]))
         if asked.method == "alone":
             parts = [evaluate(engine, [a], encode, real, each=EACH, steps=STEPS) for a in adapters]
             drawn = {j: part.pictures[0][0] for j, part in enumerate(parts)}
-            seen = [shares(lite0_layout(images, *JUDGE), layouts, j) for j, images in drawn.items()]
+            seen = [classes.right(lite0_layout(images, *JUDGE), j) for j, images in drawn.items()]
             near = [part.alignment[0][0] for part in parts]
             measured = {
                 "alignment": _mean(near),
@@ -167,12 +167,12 @@ def run(base: BaseModel, asked: Run, folder: Path) -> dict[str, Any]:
             }
             return measured | {"by_concept": near, "seconds": _mean(seconds), "peak_mb": peak}
         if asked.method == "joint":
-            measured = evaluate_joint(engine, adapters[0], real, layouts)
+            measured = evaluate_joint(engine, adapters[0], real, classes)
             return measured | {"seconds": seconds[0], "peak_mb": peak, "threads": torch.get_num_threads()}
         whole = evaluate(engine, adapters, encode, real, each=EACH, steps=STEPS)
     n = len(made)
     seen = {
-        j: [shares(lite0_layout(images, *JUDGE), layouts, i) for i, images in row.items()]
+        j: [classes.right(lite0_layout(images, *JUDGE), i) for i, images in row.items()]
         for j, row in whole.pictures.items()
     }
     metrics = [a.manifest.metrics for a in adapters]
@@ -196,9 +196,9 @@ def run(base: BaseModel, asked: Run, folder: Path) -> dict[str, Any]:
 
 
 def evaluate_joint(
-    engine: Engine, adapter: Adapter, real: dict[str, list[Image.Image]], layouts: np.ndarray
+    engine: Engine, adapter: Adapter, real: dict[str, list[Image.Image]], classes: Classes
 ) -> dict[str, Any]:
-    """What `evaluate` says of the last version, of one with none before it. `real` and `layouts` are in the concepts' order."""
+    """What `evaluate` says of the last version, of one with none before it. `real` and `classes` are in the concepts' order."""
     encode = encoder_for("builtin:")[1]
     texts = [wording.format(token) for token in adapter.tokens for wording in EVALUATED for _ in range(EACH)]
     each = len(EVALUATED) * EACH
@@ -211,7 +211,7 @@ def evaluate_joint(
     return {
         "alignment": _mean(near),
         "last_alignment": round(near[-1], 4),
-        "recognised": _mean([shares(own, layouts, i) for i, own in enumerate(layout)]),
+        "recognised": _mean([classes.right(own, i) for i, own in enumerate(layout)]),
         "dc": _mean([dc_accuracy(engine, adapter, pictures, name) for name, pictures in real.items()]),
         "a_mmd": _mean([mmd2(*pair) for pair in zip(known, groups, strict=True)]),
         "drift": round(float(1 - (unit(prior) * unit(rows[len(texts) :])).sum(1).mean()), 4),

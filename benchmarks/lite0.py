@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -14,8 +15,29 @@ from PIL import Image
 from cpserve.features import encoder_for
 from cpserve.measures import unit
 
-JUDGE = (13, 4)
+JUDGE = (8, 4)
 """Block and cells of `lite0_layout` that agree with a person about taught concepts (`judge.py`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """Classes of pictures: `means [C,F]` of their features."""
+
+    means: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Classes:
+        """From features `[C,N,F]` of N pictures of each."""
+        return cls(features.mean(1))
+
+    def first(self, count: int) -> Classes:
+        """Only the first of them."""
+        return Classes(self.means[:count])
+
+    def right(self, features: np.ndarray, own: int) -> float:
+        """The share of features `[P,F]` that are nearest to class `own`, by the cosine, the mean of all classes taken off."""
+        centre = self.means.mean(0)
+        return float(np.mean(((features - centre) @ unit(self.means - centre).T).argmax(1) == own))
 
 
 @cache

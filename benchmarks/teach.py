@@ -1,12 +1,14 @@
 """How well is one concept taught? Each of N held-out concepts alone: seconds, and what the drawn pictures look like to a judge.
 
 Physics: a K,V-only adapter moves what the UNet reads from the prompt and nothing else, so what the base cannot draw it
-cannot be taught to draw. Judge: EfficientNet-Lite0, the features that `judge.py` chose on fitting concepts, nearest class
-mean (cosine, common mean removed), a class being pictures of a drawing in other scenes as the base's autoencoder renders
-them. Classes: the frozen list of 20 held-out concepts, and, in three styles, the things that the base was trained on and
-that look most like one of them: without these a pizza counts as a cheese wedge, for no other class is round and yellow.
-`right_of_20` is the judgement without them. Beside it, what the base draws untaught, with its best prompt for the concept:
-a name, a description or a lookalike in three wordings, the one with most right of 8 pictures, drawn again with other seeds.
+cannot be taught to draw. Judge: EfficientNet-Lite0, the nearest class, a class being pictures of one drawing in other scenes
+as the base's autoencoder renders them. Classes: the frozen list of 20 held-out concepts, and in three styles the things that
+the base was trained on and that look most like one of them: else a pizza counts as a cheese wedge, for no other class is
+round and yellow. `judge.py` chose features and classes on other concepts. `of_20` is the judgement without lookalikes.
+Beside it, what the base draws untaught, with its best prompt for the concept: a name, a description or a lookalike in three
+wordings, the one with most right of 8 pictures, drawn again with other seeds.
+
+Pictures are kept in `--work`: a killed run goes on, and another judge need not draw again.
 
     python tools/emoji64/sources.py && python tools/emoji64/render.py      # the drawings, once
     python benchmarks/teach.py [--concepts 10] [--sheet FILE]
@@ -15,11 +17,12 @@ a name, a description or a lookalike in three wordings, the one with most right 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +30,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
-from benchmarks.lite0 import JUDGE, lite0_layout
+from benchmarks.lite0 import JUDGE, Classes, lite0_layout
 from benchmarks.timing import keep
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
@@ -37,6 +40,7 @@ from cpserve.evaluation import rendered
 from examples import TAUGHT_PLACES, UNSEEN_PLACES, drawing_of, photo
 from trainer import Record, Settings, learn
 
+ROOT = Path(__file__).parents[1]
 FROZEN = (
     "baseball", "bed", "bicycle", "cheese wedge", "cookie", "crab", "drum", "fire engine", "jeans", "lizard", "lollipop",
     "monkey", "palm tree", "rabbit face", "red apple", "rose", "shrimp", "snowman without snow", "telescope", "tulip",
@@ -68,16 +72,18 @@ def pictures(name: str, number: int) -> tuple[list[Image.Image], list[Image.Imag
     ]
 
 
-def class_means(base: BaseModel) -> tuple[np.ndarray, np.ndarray]:
-    """Means `[C, F]`, first of the 20 concepts and then of each lookalike in each style, and the concepts' pictures
-    themselves `[20, OTHERS, F]`.
-    """
-    near = sorted({name for names in LOOKALIKES for name in names})
-    classes = [*FROZEN, *(name for name in near for _ in STYLES)]
-    with EagerEngine(base) as engine:
-        seen = rendered(engine, [i for n, name in enumerate(classes) for i in pictures(name, n)[1]])
-    features = judged(seen).reshape(len(classes), OTHERS, -1)
-    return features.mean(1), features[: len(FROZEN)]
+def kept(path: Path, make: Callable[[], list[Image.Image]]) -> list[Image.Image]:
+    """Square pictures side by side in one file, made unless they are there."""
+    if not path.exists():
+        images = make()
+        side = images[0].height
+        strip = Image.new("RGB", (side * len(images), side))
+        for i, image in enumerate(images):
+            strip.paste(image, (i * side, 0))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        strip.save(path)
+    with Image.open(path) as strip:
+        return [strip.crop((x, 0, x + strip.height, strip.height)) for x in range(0, strip.width, strip.height)]
 
 
 def teach(base: BaseModel, images: list[Image.Image], settings: Settings, folder: Path) -> tuple[Adapter, float]:
@@ -97,34 +103,54 @@ def draw(
         return [d.image for d in cpserve.generate(engine, prompts, seeds, cpserve.Drawing(guidance=guidance))]
 
 
+def taught(
+    base: BaseModel, number: int, settings: Settings, guidance: float, folder: Path
+) -> tuple[list[Image.Image], float]:
+    """What the base draws after it was taught the concept, and the seconds that teaching took."""
+    settled = json.dumps([settings.dump(), guidance], sort_keys=True).encode()
+    path = folder / f"{FROZEN[number]}-{hashlib.sha256(settled).hexdigest()[:12]}.png"
+    clock = path.with_suffix(".seconds")
+
+    def make() -> list[Image.Image]:
+        adapter, seconds = teach(base, pictures(FROZEN[number], number)[0], settings, folder / "run")
+        clock.write_text(f"{seconds:.1f}")
+        return draw(base, "a photo of <thing>", adapter, guidance)
+
+    return kept(path, make), float(clock.read_text())
+
+
 def untaught(
-    base: BaseModel, number: int, means: np.ndarray, guidance: float
-) -> tuple[dict[str, object], list[Image.Image]]:
-    """What the base's best prompt is worth, and its pictures."""
+    base: BaseModel, number: int, classes: Classes, guidance: float, folder: Path
+) -> tuple[str, list[Image.Image]]:
+    """The base's best prompt for the concept, and its pictures."""
     style, phrases = STYLES[number % len(STYLES)], (FROZEN[number], DESCRIPTIONS[number], *LOOKALIKES[number])
-    tried = {}
-    for prompt in (w.format(phrase, style=style) for phrase in phrases for w in WORDINGS):
-        seen = judged(draw(base, prompt, None, guidance, range(DRAWN, DRAWN + TRIED)))
-        tried[prompt] = shares(seen, means, number), shares(seen, means[: len(FROZEN)], number)
-    best = max(tried, key=lambda prompt: tried[prompt])
-    images = draw(base, best, None, guidance)
-    row = scored("base", judged(images), means, number)
-    return {"best_prompt": best, **row, "base_any_of_20": max(tried.values(), key=lambda t: t[1])[1]}, images
+    prompts = [wording.format(phrase, style=style) for phrase in phrases for wording in WORDINGS]
 
+    def drawn(prompt: str, seeds: Sequence[int]) -> list[Image.Image]:
+        path = folder / f"{prompt}-{guidance:g}-{seeds[0]}.png"
+        return kept(path, lambda: draw(base, prompt, None, guidance, seeds))
 
-def scored(what: str, features: np.ndarray, means: np.ndarray, own: int) -> dict[str, float]:
-    """The share that is right among all classes, and among the 20 alone."""
-    return {what: shares(features, means, own), f"{what}_of_20": shares(features, means[: len(FROZEN)], own)}
+    def worth(prompt: str) -> float:
+        return classes.right(judged(drawn(prompt, range(DRAWN, DRAWN + TRIED))), number)
+
+    best = max(prompts, key=worth)
+    return best, drawn(best, range(DRAWN))
 
 
 def judged(images: Sequence[Image.Image]) -> np.ndarray:
     return lite0_layout(images, *JUDGE)
 
 
-def shares(features: np.ndarray, means: np.ndarray, own: int) -> float:
-    centre = means.mean(0)
-    unit = (means - centre) / np.linalg.norm(means - centre, axis=1, keepdims=True)
-    return float(np.mean(((features - centre) @ unit.T).argmax(1) == own))
+def scored(what: str, images: Sequence[Image.Image], classes: Classes, own: int) -> dict[str, float]:
+    """The share that is right among all classes, and among the 20 alone."""
+    features = judged(images)
+    return {what: classes.right(features, own), f"{what}_of_20": classes.first(len(FROZEN)).right(features, own)}
+
+
+def with_lookalikes(names: Sequence[str], lookalikes: Sequence[str]) -> list[Image.Image]:
+    """OTHERS pictures of each class: the concepts, then each lookalike in three styles."""
+    classes = [*names, *(name for name in sorted(set(lookalikes)) for _ in STYLES)]
+    return [image for number, name in enumerate(classes) for image in pictures(name, number)[1]]
 
 
 def main() -> None:
@@ -133,25 +159,26 @@ def main() -> None:
     arguments.add_argument("--concepts", type=int, default=10)
     arguments.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the trainer")
     arguments.add_argument("--guidance", type=float, default=3.0)
-    arguments.add_argument("--untaught", action="store_true", help="only what the base draws")
     arguments.add_argument("--sheet", type=Path)
-    arguments.add_argument("--work", type=Path, default=Path("build/teach"))
+    arguments.add_argument("--work", type=Path, default=ROOT / "build" / "teach")
     asked = arguments.parse_args()
     settings = Settings.of({k: json.loads(v) if v[0].isdigit() else v for k, v in (s.split("=") for s in asked.set)})
     base = cpserve.load_base(asked.base)
-    means, others = class_means(base)
+    folder = asked.work / base.spec.entry.fingerprint.weights[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    with EagerEngine(base) as engine:
+        seen = rendered(engine, with_lookalikes(FROZEN, [name for names in LOOKALIKES for name in names]))
+    classes = Classes.of(judged(seen).reshape(len(seen) // OTHERS, OTHERS, -1))
     rows, strips = [], []
-    for i in range(asked.concepts):
-        row, plain = untaught(base, i, means, asked.guidance)
-        row |= {"concept": FROZEN[i], **scored("real", others[i], means, i)}
-        taught, drawn = pictures(FROZEN[i], i)[0], []
-        if not asked.untaught:
-            adapter, seconds = teach(base, taught, settings, asked.work)
-            drawn = draw(base, "a photo of <thing>", adapter, asked.guidance)
-            row |= {"seconds": round(seconds, 1), **scored("right", judged(drawn), means, i)}
+    for number in range(asked.concepts):
+        best, plain = untaught(base, number, classes, asked.guidance, folder)
+        drawn, seconds = taught(base, number, settings, asked.guidance, folder)
+        row = {"concept": FROZEN[number], "seconds": seconds, **scored("right", drawn, classes, number)}
+        row |= {"best_prompt": best, **scored("base", plain, classes, number)}
+        row |= scored("real", seen[number * OTHERS : (number + 1) * OTHERS], classes, number)
         rows.append(row)
-        strips.append([*taught[:3], *drawn[:12], *plain[:3]])
-        print(rows[-1], flush=True)
+        strips.append([*pictures(FROZEN[number], number)[0][:3], *drawn[:12], *plain[:3]])
+        print(row, flush=True)
     if asked.sheet:
         sheet = Image.new("RGB", (18 * 66, len(strips) * 66), "white")
         for y, strip in enumerate(strips):
@@ -160,8 +187,8 @@ def main() -> None:
         sheet.save(asked.sheet)
     mean = {k: round(float(np.mean([r[k] for r in rows])), 3) for k, v in rows[0].items() if isinstance(v, float)}
     keep("teach", {
-        "weights": base.spec.entry.fingerprint.weights[:12], "judge": JUDGE, "guidance": asked.guidance, "concepts": len(rows),
-        **settings.dump(), **mean, "by_concept": {row.pop("concept"): row for row in rows},
+        "weights": base.spec.entry.fingerprint.weights[:12], "judge": JUDGE, "guidance": asked.guidance,
+        "concepts": len(rows), **settings.dump(), **mean, "by_concept": {row.pop("concept"): row for row in rows},
     })  # fmt: skip
 
 

@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Collection
 
-from adapter_store.layout import EMBEDDINGS, MATRIX
-from cpserve.manifest import Manifest
+from adapter_store.layout import MATRIX
+from cpserve.manifest import EMBEDDINGS, Manifest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

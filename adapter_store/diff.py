@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from adapter_store.layout import WEIGHTS
 from adapter_store.tensors import Array, parse_arrays
 from adapter_store.version import Version
+from cpserve.manifest import WEIGHTS
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 Change = tuple[Any, Any]

@@ -16,12 +16,12 @@ import numpy as np
 from safetensors.numpy import save
 
 from adapter_store.card import render_card
-from adapter_store.layout import CARD, WEIGHTS
+from adapter_store.layout import CARD
 from adapter_store.lora_keys import OTHER_KINDS, Format, Key, Part, is_kv, parse_key
 from adapter_store.tensors import Array, parse_arrays
 from adapter_store.version import sha256
 from cpserve.errors import AdapterError
-from cpserve.manifest import BaseEntry, Manifest, plain
+from cpserve.manifest import WEIGHTS, BaseEntry, Manifest, plain
 
 LARGEST_RANK = 1024
 ROOTS = ("unet", "text_encoder")

@@ -17,9 +17,6 @@ from cpserve.manifest import FILE_NAME, check_name
 
 CARD = "README.md"
 MANIFEST = FILE_NAME
-WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers wants exactly one file whose name ends so, at the root
-NEWEST_EMBEDDING = "learned_embeds.safetensors"
-EMBEDDINGS = ("embeddings", "embeddings_2")  # of the first text encoder, of SDXL's second
 TRAINING = "training"
 SAMPLES = "samples"
 EVALUATION = "evaluation/evaluation.json"  # what was measured of the version, where it was

@@ -231,12 +231,6 @@ def calibration_error(p: np.ndarray, was_right: np.ndarray) -> float:
     return round(float(sum(n * off for n, off in parts) / len(p)), 4)
 
 
-def cosines(features: np.ndarray, means: np.ndarray) -> np.ndarray:
-    centre = means.mean(0)
-    rows, unit = (x - centre for x in (features, means))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)) @ (unit / np.linalg.norm(unit, axis=1, keepdims=True)).T
-
-
 def interval(values: np.ndarray) -> list[float]:
     """Of their mean, 95 %, drawing them again (Efron's bootstrap)."""
     drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLED, len(values)))

@@ -51,13 +51,12 @@ from benchmarks.error_tables import (
     Published,
     accuracy,
     calibration_error,
-    cosines,
     found_at,
     interval,
     once,
 )
 from benchmarks.label_work import NEVER_TAUGHT, QUICK, ROOT, TAUGHT, Asked, Images, Work, pictures, subjects
-from benchmarks.lite0 import JUDGE, lite0_layout
+from benchmarks.lite0 import JUDGE, likeness, lite0_layout
 from benchmarks.timing import RESULTS, interleaved, keep, medians
 from cpserve.adapter import Adapter
 from cpserve.engine import Engine
@@ -268,7 +267,7 @@ def _encoder(work: Work, name: str, encode: Callable[[Images], np.ndarray]) -> d
         ]
         parts = [work.staged(f"{name}-{seed}", images, 100, encode, threads=torch.get_num_threads()) for images in sets]
         means = parts[0][0].reshape(asked.concepts, TAUGHT, -1).mean(1)
-        like = [cosines(features, means) for features, _ in parts[1:]]
+        like = [likeness(features, means) for features, _ in parts[1:]]
         labels.append(like[1].argmax(1))
         seconds.append(parts[2][1])
         at.append(found_at(FALSE_ALARMS, *(-c.max(1) for c in like)))

@@ -35,9 +35,14 @@ class Classes:
         return Classes(self.means[:count])
 
     def right(self, features: np.ndarray, own: int) -> float:
-        """The share of features `[P,F]` that are nearest to class `own`, by the cosine, the mean of all classes taken off."""
-        centre = self.means.mean(0)
-        return float(np.mean(((features - centre) @ unit(self.means - centre).T).argmax(1) == own))
+        """The share of features `[P,F]` that are nearest to class `own`, by `likeness`."""
+        return float(np.mean(likeness(features, self.means).argmax(1) == own))
+
+
+def likeness(features: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Cosines `[..., C]` of features `[..., F]` to classes' means `[C,F]`, the mean of all classes taken off."""
+    centre = means.mean(0)
+    return unit(features - centre) @ unit(means - centre).T
 
 
 @cache

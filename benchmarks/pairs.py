@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 from compose import paste
 
 import cpserve
-from benchmarks.lite0 import JUDGE, lite0_layout
+from benchmarks.lite0 import JUDGE, likeness, lite0_layout
 from cpserve.adapter import Adapter
 from cpserve.engine import Engine
 from cpserve.evaluation import rendered
@@ -76,14 +76,6 @@ def features(pictures: Sequence[Image.Image]) -> np.ndarray:
     return seen.reshape(len(pictures), len(LEFTS) * len(TOPS), -1)
 
 
-def scores(seen: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Cosines with the class means, the common mean removed: `[pictures, windows, classes]`."""
-    centre = means.mean(0)
-    unit = (means - centre) / np.linalg.norm(means - centre, axis=1, keepdims=True)
-    off = seen - centre
-    return off @ unit.T / np.linalg.norm(off, axis=-1, keepdims=True)
-
-
 def scenes(
     drawings: Sequence[Drawing], pairs: Sequence[tuple[int, int]], seed: int
 ) -> tuple[list[Image.Image], list[list[int]]]:
@@ -128,15 +120,15 @@ def measure(
     half = count // 2  # both halves hold every concept
     both, either, false, third = {}, {}, {}, {}
     for name, adapter in arms.items():
-        seen = list(zip(scores(features(_draw(engine, two, adapter, steps)), means), two, strict=True))
+        seen = list(zip(likeness(features(_draw(engine, two, adapter, steps)), means), two, strict=True))
         both[name] = [pair_score(s, *pair) for s, pair in seen]
         either[name] = [s.max(1)[np.isin(s.argmax(1), pair)].max(initial=-np.inf) for s, pair in seen]
         third[name] = [pair_score(s, i, j) for s, pair in seen for i in pair for j in everyone if j not in pair]
-        seen = list(zip(scores(features(_draw(engine, one, adapter, steps)), means), one, strict=True))
+        seen = list(zip(likeness(features(_draw(engine, one, adapter, steps)), means), one, strict=True))
         false[name] = [[pair_score(s, i, j) for j in everyone if j != i] for s, (i,) in seen]
     bar = threshold([score for rows in false.values() for row in rows[:half] for score in row])
     pairs = list(permutations(everyone, 2))
-    known = scores(features(rendered(engine, scenes(drawings, pairs, 1)[0])), means)
+    known = likeness(features(rendered(engine, scenes(drawings, pairs, 1)[0])), means)
     above = {
         "both": both,
         "either": either,

@@ -27,13 +27,13 @@ import torch
 import cpserve
 from benchmarks.latency import pipelines
 from benchmarks.timing import interleaved, keep, medians, seconds
-from cpserve.adapter import WEIGHTS, Adapter
+from cpserve.adapter import Adapter
 from cpserve.bank import SlotBank
 from cpserve.base import BUILTIN, BaseSpec
 from cpserve.drawing import Drawing, draw_latents
 from cpserve.engines.compiled import CompiledEngine
 from cpserve.engines.openvino import OpenvinoEngine
-from cpserve.manifest import Manifest
+from cpserve.manifest import WEIGHTS, Manifest
 from cpserve.prompts import Prompt
 from cpserve.sample import begin, dpm_course, starting_noise, step
 from export.build import plan_export

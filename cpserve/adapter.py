@@ -17,12 +17,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cpserve.errors import AdapterError
-from cpserve.manifest import BaseEntry, Manifest, plain
+from cpserve.manifest import EMBEDDINGS, NEWEST_EMBEDDING, WEIGHTS, BaseEntry, Manifest, plain
 from cpserve.prompt_kv import LORA_PREFIX
-
-WEIGHTS = "pytorch_lora_weights.safetensors"
-NEWEST_EMBEDDING = "learned_embeds.safetensors"
-EMBEDDINGS = ("embeddings", "embeddings_2")  # folders: of the first text encoder, of SDXL's second
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

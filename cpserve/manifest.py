@@ -1,6 +1,7 @@
 """What a stored adapter version is: the one JSON document, `cpserve.json`, that defines it.
 
-Knows names, hashes and lineage. Does not know tensors (`adapter.py`) or where versions are kept (`adapter_store`).
+Knows names, also of the files beside it, hashes and lineage.
+Does not know tensors (`adapter.py`) or where versions are kept (`adapter_store`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from cpserve.errors import AdapterError, RefError, printable
 
 SCHEMA = 2
 FILE_NAME = "cpserve.json"
+WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers wants exactly one file whose name ends so, at the root
+NEWEST_EMBEDDING = "learned_embeds.safetensors"
+EMBEDDINGS = ("embeddings", "embeddings_2")  # folders: of the first text encoder, of SDXL's second
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}\Z"
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]

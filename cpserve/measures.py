@@ -13,8 +13,8 @@ Features = np.ndarray
 
 
 def unit(features: Features) -> Features:
-    """Rows of norm 1."""
-    scaled: Features = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+    """Rows, along the last axis, of norm 1."""
+    scaled: Features = features / np.linalg.norm(features, axis=-1, keepdims=True).clip(1e-12)
     return scaled
 
 

@@ -17,10 +17,9 @@ from safetensors import SafetensorError
 from cpserve.base import BaseModel, quiet
 from cpserve.bundle import MergedEntry
 from cpserve.errors import AdapterError
+from cpserve.manifest import WEIGHTS
 from cpserve.prompt_kv import KVSites, PackedUNet, pack_unet
 from cpserve.text_encoder import COMPONENTS, PIPELINES, TextEncoder
-
-WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from cpserve.adapter import WEIGHTS, Adapter
+from cpserve.adapter import Adapter
+from cpserve.manifest import WEIGHTS
 
 
 @cache

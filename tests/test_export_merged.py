@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from cpserve.base import BaseModel
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import AdapterError
+from cpserve.manifest import WEIGHTS
 from cpserve.prompts import Prompt
 from export.build import plan_export
-from export.merged import WEIGHTS, Lora, merge
+from export.merged import Lora, merge
 from tests.tiny import make_adapter
 
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "conv1", "proj_in", "time_emb_proj"]

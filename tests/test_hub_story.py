@@ -24,13 +24,14 @@ from safetensors.torch import save
 from adapter_store import Store
 from adapter_store.foreign import read_lora, write_lora
 from adapter_store.layout import MATRIX
-from cpserve.adapter import WEIGHTS, Adapter
+from cpserve.adapter import Adapter
 from cpserve.base import BaseModel
 from cpserve.cli import main
 from cpserve.cli.eval import _write as write_evaluation
 from cpserve.drawing import Drawing, draw_latents
 from cpserve.engines.eager import EagerEngine
 from cpserve.evaluation import Evaluation
+from cpserve.manifest import WEIGHTS
 from cpserve.prompts import Prompt
 from cpserve.sample import starting_noise
 from tests.hubserver import Fault, HubServer

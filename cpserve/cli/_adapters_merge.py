@@ -35,7 +35,7 @@ def at_hand(common: Common, what: str) -> Path:
     """
     if not what.startswith("hf://") and (Path(what).exists() or what.endswith(".safetensors") or "/" in what):
         return Path(what)
-    from adapter_store.layout import WEIGHTS
+    from cpserve.manifest import WEIGHTS
 
     version = common.store.version(what)
     place = Path(click.get_current_context().with_resource(tempfile.TemporaryDirectory()))

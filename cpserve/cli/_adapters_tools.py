@@ -141,7 +141,7 @@ def import_(common: Common, file: Path, name: str, base: str | None) -> None:
 def convert(common: Common, ref: str, tongue: str, out: Path) -> None:
     """Write a version's weights under the names that other programs look for: ComfyUI and the WebUIs read kohya's."""
     from adapter_store.foreign import read_lora, write_lora
-    from adapter_store.layout import WEIGHTS
+    from cpserve.manifest import WEIGHTS
 
     version = common.store.version(ref)
     written = write_lora(read_lora(f"{version}: {WEIGHTS}", version.read(WEIGHTS)), tongue)  # type: ignore[arg-type]

@@ -1,10 +1,11 @@
-"""Whole pictures on a CPU: our engines against diffusers' own pipeline at the same steps, guidance, sampler and noise.
+"""Whole pictures: our engines against diffusers' own pipeline at the same steps, guidance, sampler and noise.
 
 A picture is a prompt that was not seen before (ours forget it before each round), `steps` UNet calls with guidance as one
 batch of two, and the decoder. What limits it on a small base: a call at two rows reads all weights for little arithmetic, so
 the time goes into launching a few hundred kernels; OpenVINO with fixed shapes fuses most of them away. At eight pictures
 (sixteen rows) it is the matrix products, of which AMX does bfloat16 at many times the float32 rate: see `share_of_peak`,
-FLOPs of the UNet's products over time, over what a large product reaches here in the same precision.
+FLOPs of the UNet's products over time, over what a large product reaches here in the same precision. Where torch finds a
+GPU all but OpenVINO run there, and TensorRT joins.
 
 `off` is the mean distance from diffusers' float32 pictures, in steps of 255: how much of the picture the speed has cost.
 
@@ -27,11 +28,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import cpserve
 from benchmarks.timing import interleaved, keep, medians, peak
 from cpserve.base import BUILTIN, BaseModel
-from cpserve.engine import Engine, open_engine
+from cpserve.engine import Engine, open_engine, torch_device
 from cpserve.sample import starting_noise
 from export.build import plan_export
 from export.target import Target
 
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 WORDS = "a photo of a red apple on a blue background"
 Draw = Callable[[], np.ndarray]
 
@@ -51,7 +53,8 @@ def ours(engine: Engine, count: int, asked: argparse.Namespace) -> Draw:
 def theirs(pipe: Any, count: int, asked: argparse.Namespace) -> Draw:
     """diffusers' pipeline from the same noise."""
     unet = pipe.unet.config
-    noise = starting_noise(range(count), (unet.in_channels, unet.sample_size, unet.sample_size)).to(pipe.dtype)
+    noise = starting_noise(range(count), (unet.in_channels, unet.sample_size, unet.sample_size))
+    noise = noise.to(pipe.device, pipe.dtype)
 
     def draw() -> np.ndarray:
         options = {"num_inference_steps": asked.steps, "guidance_scale": asked.guidance, "output_type": "np"}
@@ -65,7 +68,7 @@ def pipelines(base: str, without: list[str]) -> dict[str, Any]:
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
     where = base if base != BUILTIN else str(Path(cpserve.__file__).parent / "models" / "emoji64")
-    plain = StableDiffusionPipeline.from_pretrained(where, safety_checker=None, dtype=torch.float32)
+    plain = StableDiffusionPipeline.from_pretrained(where, safety_checker=None, dtype=torch.float32).to(torch_device())
     plain.scheduler = DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
     plain.set_progress_bar_config(disable=True)
     made = {"diffusers fp32": plain, "diffusers bf16": _copy(plain).to(torch.bfloat16)}
@@ -91,7 +94,12 @@ def engines(base: BaseModel, asked: argparse.Namespace, folder: Path) -> dict[st
         "cpserve openvino fp32": Target(runner="openvino", precision="float32"),
         "cpserve openvino bf16": Target(runner="openvino", precision="bfloat16"),
     }
+    if torch.cuda.is_available():
+        targets["cpserve trt fp16"] = Target(runner="trt", precision="float16")
     made = {"cpserve eager fp32": open_engine(asked.base)}
+    if "compile" not in asked.without:
+        compiled = open_engine(asked.base, engine="compile")
+        made[f"cpserve compile {SHORT[compiled.precision]}"] = compiled
     for name, target in targets.items():
         if not any(word in name for word in asked.without):
             bundle = plan_export(base, folder / name.replace(" ", "-"), target).execute()
@@ -115,12 +123,16 @@ def report(draws: dict[str, Draw], asked: argparse.Namespace, row_flops: float, 
     off = {name: round(float(np.abs(draw() - judge).mean()), 3) for name, draw in draws.items()}
     times = medians(interleaved(draws, asked.rounds))
     done = row_flops * asked.steps * count * (1 if asked.guidance == 1 else 2)
-    best = {"fp32": peak(torch.float32), "bf16": peak(torch.bfloat16)}
+    best = {
+        short: peak(getattr(torch, name), torch_device())
+        for name, short in SHORT.items()
+        if any(short in rival for rival in draws)
+    }
     default = times["diffusers fp32"]
     fastest = min(t for name, t in times.items() if name.startswith("diffusers"))
     rows = {}
     for name, took in sorted(times.items(), key=lambda item: item[1]):
-        share = done / took / best["bf16" if "bf16" in name else "fp32"]
+        share = done / took / best[next(short for short in best if short in name)]
         rows[name] = {"s": took, "off": off[name], "share_of_peak": round(share, 3)}
         print(
             f"{count:3d}  {name:26s} {took * 1000:9.1f} ms  {default / took:5.2f}x defaults  {fastest / took:5.2f}x fastest"

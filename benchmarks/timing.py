@@ -45,16 +45,17 @@ def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: round(statistics.median(all_), 5) for name, all_ in times.items()}
 
 
-def peak(dtype: torch.dtype, side: int = 2048) -> float:
-    """The most FLOP/s that a product of large square matrices reached in five tries."""
-    a, b = (torch.randn(side, side).to(dtype) for _ in "ab")
-    return 2 * side**3 / min(seconds(lambda: a @ b) for _ in range(6))
+def peak(dtype: torch.dtype, device: torch.device, side: int = 2048) -> float:
+    """The most FLOP/s that a product of large square matrices reached in six tries."""
+    a, b = (torch.randn(side, side).to(device, dtype) for _ in "ab")
+    return 2 * side**3 / min(seconds(lambda: float((a @ b)[0, 0])) for _ in range(6))
 
 
 def machine() -> dict[str, Any]:
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "isa": torch.backends.cpu.get_cpu_capability(),
         "amx": any("amx_bf16" in line for line in _cpuinfo()),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -25,7 +25,7 @@ class SlotBank:
         """`prompts` computes K,V and keeps them; `slots` is P."""
         sites = prompts.spec.sites
         self.prompts = prompts
-        self.table: Tensor = torch.zeros(slots, prompts.spec.tokens, sites.packed_width)
+        self.table: Tensor = torch.zeros(slots, prompts.spec.tokens, sites.packed_width, device=prompts.device)
         self.swaps = 0  # slots written so far
         self._free = list(range(slots))
         self._slots: OrderedDict[Key, int] = OrderedDict()  # the least recently used first

@@ -104,7 +104,7 @@ class BaseModel:
         """Pictures `[B,3,H,W]` in [-1, 1] of latents of unit scale."""
         return self.vae.decode(latents / self.spec.scaling_factor + self.spec.shift_factor).sample  # type: ignore[operator,no-any-return]
 
-    def to(self, device: str) -> BaseModel:
+    def to(self, device: torch.device) -> BaseModel:
         """The same modules, moved to `device`."""
         for module in (self.text_encoder, self.unet, self.vae):
             module.to(device)

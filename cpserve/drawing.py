@@ -68,7 +68,7 @@ def generate(
         )
         drawn += [
             Drawn(Image.fromarray(pixels.numpy()), prompt.text, seed)
-            for pixels, (prompt, seed) in zip(pictures.cpu(), batch, strict=True)
+            for pixels, (prompt, seed) in zip(pictures, batch, strict=True)
         ]
     return drawn
 
@@ -92,5 +92,5 @@ def draw_latents(
     bank, slots = engine.bank.packed([*prompts, *empty])
     mine, others = slots.chunk(2)
     denoise = guided(lambda z, t, slot: engine.denoise(z, t, bank, slot), mine, others, drawing.guidance)
-    z = starting_noise(seeds, (spec.channels, side, side))
+    z = starting_noise(seeds, (spec.channels, side, side)).to(engine.device)
     return SAMPLERS[drawing.sampler](denoise, z, spec.schedule, drawing.steps, progress)

@@ -18,16 +18,20 @@ from torch import Tensor
 
 from cpserve.base import BUILTIN, BaseSpec, load_base
 from cpserve.errors import EngineError
-from cpserve.prompts import PromptBank
+from cpserve.prompts import CPU, PromptBank
 
-ENGINES = ("auto", "eager", "onnx", "openvino", "trt")
+ENGINES = ("auto", "eager", "compile", "onnx", "openvino", "trt")
 
 
 class Engine(ABC):
-    """Runs one base model. Use it as a context manager, or call `close`. Its rows may mix prompts, adapters and timesteps."""
+    """Runs one base model. Use it as a context manager, or call `close`. Its rows may mix prompts, adapters and timesteps.
+
+    Rows, bank and slots are on `device`; pictures, ids and embeddings are moved there.
+    """
 
     kind: str
     precision: str = "float32"  # that the UNet is really computed in
+    device = CPU
 
     def __init__(self, spec: BaseSpec) -> None:
         self.spec = spec
@@ -37,7 +41,7 @@ class Engine(ABC):
     @cached_property
     def bank(self) -> PromptBank:
         """The K,V of prompts seen so far."""
-        return PromptBank(self.spec, self.encode_text)
+        return PromptBank(self.spec, self.encode_text, self.device)
 
     def denoise(
         self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, added: Tensor | None = None
@@ -95,7 +99,8 @@ def open_engine(
     """Open the engine that serves `base`.
 
     `auto` takes what the bundle was made for where one is given, else torch ("eager"): the same call opens the same engine
-    everywhere. `threads` is how many a bundle's graphs may use (None: as many as there are cores).
+    everywhere. All but "openvino" run on the GPU where torch finds one; `CUDA_VISIBLE_DEVICES=` hides it. `threads` is how
+    many a bundle's graphs may use (None: as many as there are cores).
 
     Raises:
         EngineError: the kind is unknown, a bundle is needed and missing or not sound, or what runs it is not installed.
@@ -103,10 +108,11 @@ def open_engine(
     """
     if engine not in ENGINES:
         raise EngineError(f"there is no engine {engine!r}", hint=f"use one of {', '.join(ENGINES)}")
-    if engine == "eager" or (engine == "auto" and bundle is None):
-        from cpserve.engines.eager import EagerEngine
+    if engine in {"eager", "compile"} or (engine == "auto" and bundle is None):
+        from cpserve.engines.eager import CompileEngine, EagerEngine
 
-        return EagerEngine(load_base(base))
+        model = load_base(base).to(torch_device())
+        return CompileEngine(model) if engine == "compile" else EagerEngine(model)
     if bundle is None:
         raise EngineError(
             f"the {engine} engine runs a bundle", hint=f"make one: cpserve export --{engine} --out BUNDLE"
@@ -132,6 +138,11 @@ def _open_bundle(bundle: Path, engine: str, threads: int | None) -> Engine:
     return OrtEngine(bundle, threads)
 
 
+def torch_device() -> torch.device:
+    """Where torch's engines run: the GPU, if it finds one."""
+    return torch.device("cuda") if torch.cuda.is_available() else CPU
+
+
 def on_grid(pictures: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as uint8 `[B,H,W,3]`."""
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    """Pictures in [-1, 1] as uint8 `[B,H,W,3]`, on the CPU."""
+    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()

@@ -19,6 +19,7 @@ from cpserve.adapter import Adapter
 from cpserve.base import BaseSpec
 
 BANK_BYTES = 1 << 30  # a prompt of Stable Diffusion 1.5 takes 7.3 MiB
+CPU = torch.device("cpu")
 TEXTS = 256  # text states kept; one of Stable Diffusion 1.5 takes 0.2 MiB
 
 
@@ -57,11 +58,13 @@ def _extended(tokenizer: Any, learned: tuple[str, ...]) -> Any:
 class PromptBank:
     """Computes each prompt's packed K,V once and keeps the most recent ones, up to `BANK_BYTES` of them.
 
-    `encode_text` is an engine's: ids `[P,S]`, extra rows `[E,d]` -> e `[P,S,d+D]`.
+    `encode_text` is an engine's: ids `[P,S]`, extra rows `[E,d]` -> e `[P,S,d+D]`. K,V are computed on the CPU, whatever
+    `device` the engine's rows are on: that takes no longer than a step, and an adapter's factors never have to be moved.
     """
 
     spec: BaseSpec
     encode_text: Callable[[Tensor, Tensor], Tensor]
+    device: torch.device = CPU
     _rows: OrderedDict[tuple[str, str, float], Tensor] = field(default_factory=OrderedDict)
     _texts: OrderedDict[tuple[bytes, str], Tensor] = field(default_factory=OrderedDict)
 
@@ -75,7 +78,7 @@ class PromptBank:
         distinct = {p.key: p for p in prompts}
         bank = torch.stack([self.row(prompt) for prompt in distinct.values()])
         number = {key: i for i, key in enumerate(distinct)}
-        return bank, torch.tensor([number[p.key] for p in prompts])
+        return bank, torch.tensor([number[p.key] for p in prompts], device=self.device)
 
     @torch.no_grad()
     def row(self, prompt: Prompt) -> Tensor:
@@ -85,7 +88,7 @@ class PromptBank:
             AdapterError: the adapter touches more than K,V or does not fit the base.
         """
         if prompt.key not in self._rows:
-            self._rows[prompt.key] = self._compute(prompt)
+            self._rows[prompt.key] = self._compute(prompt).to(self.device)
         self._rows.move_to_end(prompt.key)
         row = self._rows[prompt.key]
         while len(self._rows) * row.nbytes > BANK_BYTES:

@@ -93,9 +93,10 @@ def latents_of(engine: Engine, images: Sequence[Image.Image]) -> Tensor:
 
 
 def draws_of(engine: Engine, judging: Judging, latents: Tensor) -> Draw:
-    """The draws that every picture and label sees, in pairs."""
+    """The draws that every picture and label sees, in pairs, where `latents` are."""
     length, looks = engine.spec.schedule.steps, max(1, judging.draws // 2)
-    return draws(judging.seed, looks, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
+    plan = draws(judging.seed, looks, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
+    return plan.to(latents.device)
 
 
 def classify(

@@ -93,7 +93,9 @@ def step(denoise: Denoise, rows: Rows) -> Rows:
     """
     if any(rows.finished):
         raise EngineError("a finished row cannot go on", hint="take the others out first: sample.take")
-    numbers = torch.stack([course.table[i] for course, i in zip(rows.courses, rows.done, strict=True)])
+    numbers = torch.stack([course.table[i] for course, i in zip(rows.courses, rows.done, strict=True)]).to(
+        rows.z.device
+    )
     t, *others = numbers.unbind(1)
     alpha, sigma, keep, add, recall = (x.view(-1, 1, 1, 1) for x in others)
     x0 = (rows.z - sigma * denoise(rows.z, t)) / alpha

@@ -25,6 +25,10 @@ class Draw:
     t: Tensor
     noise: Tensor
 
+    def to(self, device: torch.device) -> Draw:
+        """The same numbers on `device`."""
+        return Draw(self.t.to(device), self.noise.to(device))
+
 
 def draws(seed: int, pairs: int, shape: tuple[int, ...], low: float, high: float) -> Draw:
     """`2 * pairs` draws for pictures of `shape [4,h,w]`, in pairs of one timestep and opposite noise.

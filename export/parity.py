@@ -35,7 +35,7 @@ def check_parity(reference: Engine, candidate: Engine, precision: Precision = "f
 
 
 def _outputs(engine: Engine, reference: Engine, side: tuple[int, int]) -> dict[str, Tensor]:
-    """Every graph of `engine` on inputs that depend on `reference` alone, so that no difference hides another."""
+    """Every graph of `engine`, on the CPU, on inputs that depend on `reference` alone: no difference hides another."""
     spec = reference.spec
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(len(spec.tokenizer) + 2, (3, spec.tokens), generator=draw)
@@ -44,10 +44,12 @@ def _outputs(engine: Engine, reference: Engine, side: tuple[int, int]) -> dict[s
     latents = torch.randn(rows, spec.channels, h, w, generator=draw)
     pictures = 2 * torch.rand(2, 3, h * spec.vae_factor, w * spec.vae_factor, generator=draw) - 1
     timestep = torch.linspace(0, spec.schedule.steps - 1, rows).round()
-    bank = spec.sites.project(reference.encode_text(ids, extra))
-    return {
-        "unet": engine.infer(latents, timestep, bank, torch.arange(rows) % len(bank), *spec.sizes(latents)),
+    bank = spec.sites.project(reference.encode_text(ids, extra).cpu())
+    inputs = (latents, timestep, bank, torch.arange(rows) % len(bank), *spec.sizes(latents))
+    outputs = {
+        "unet": engine.infer(*(x.to(engine.device) for x in inputs)),
         "text_encoder": engine.encode_text(ids, extra),
         "vae_encoder": engine.encode_pictures(pictures),
-        "vae_decoder": engine.decode(latents[:2]),
+        "vae_decoder": engine.decode(latents[:2].to(engine.device)),
     }
+    return {name: output.cpu() for name, output in outputs.items()}

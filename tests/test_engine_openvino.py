@@ -35,12 +35,15 @@ def bundle(bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path_facto
 
 @pytest.mark.parametrize("fixed", [(), (1,), (2,), (3, 8), (1, 2, 4, 8)])
 @pytest.mark.parametrize("rows", [1, 2, 7, 31])
-def test_slices_hold_every_row_once(rows: int, fixed: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("streams", [1, 2])
+def test_slices_hold_every_row_once(rows: int, fixed: tuple[int, ...], streams: int) -> None:
     """Slices follow each other without gap, each of a compiled count, or filled up to one at the end."""
-    cut = list(slices(rows, fixed))
+    cut = list(slices(rows, fixed, streams))
     numbers = torch.arange(rows)
     assert torch.equal(torch.cat([numbers[s] for s in cut]), numbers)
     assert all(len(filled(numbers[s], fixed)) in fixed for s in cut if fixed)
+    if 1 in fixed and rows >= streams:
+        assert len(cut) >= streams, "no stream is idle"
 
 
 def test_the_precision_asked_for_is_the_one_computed_in(bundle: Path) -> None:
@@ -92,6 +95,19 @@ def test_a_result_outlives_the_next_call(bundle: Path) -> None:
         kept = first.clone()
         engine.denoise(torch.ones(1, 4, 8, 8), torch.tensor([900.0]), bank, slot)
         assert torch.equal(first, kept)
+
+
+def test_streams_do_not_mix_rows(bundle: Path) -> None:
+    """Slices of a call that run at the same time give each row what it gives alone, time after time."""
+    z = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, kinds = torch.tensor([900.0, 500.0, 20.0, 3.0]), ["a dog", "a cat", "a red bowl", ""]
+    with OpenvinoEngine(bundle, threads=2) as engine:
+        assert engine.streams == 2
+        bank, slot = engine.bank.packed([Prompt(kind) for kind in kinds])
+        alone = torch.cat([engine.denoise(z[i : i + 1], t[i : i + 1], bank, slot[i : i + 1]) for i in range(4)])
+        for order in ([0, 1, 2, 3], [3, 1, 0, 2]) * 10:
+            found = engine.denoise(z[order], t[order], bank, slot[order])
+            torch.testing.assert_close(found, alone[order], atol=parity.LIMITS[engine.precision], rtol=0)
 
 
 def test_the_manifest_chooses_the_engine(bundle: Path, bundles: dict[str, Path]) -> None:

@@ -7,7 +7,7 @@ and that the later two have two levels in place of four and three.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,13 @@ SDXL = Shape(
     EulerDiscreteScheduler,
     second_width=48,
 )
+FULL_SD15 = replace(
+    SD15,
+    text_width=768,
+    widths=(320, 640, 1280, 1280),
+    unet={"attention_head_dim": 8, "layers_per_block": 2, "sample_size": 64},
+)
+"""Its UNet as it is: 860 million parameters."""
 SHAPES = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
 
 

@@ -103,9 +103,15 @@ def _base(common: Common) -> Facts:
 
 def _engine(providers: list[str]) -> Facts:
     """What `auto` comes to, and where each engine would run."""
+    from cpserve.engine import torch_device
+    from cpserve.engines.eager import half_precision
+
+    device = torch_device()
+    half = str(half_precision(device)).removeprefix("torch.")
     return {
         "auto": "eager, where no bundle is given; else the engine that the bundle was made for",
-        "eager": "torch, in float32",
+        "eager": f"torch on {device}, in float32",
+        "compile": f"the same through torch.compile, the UNet in {half}",
         "onnx": ", ".join(providers) or "not here: pip install 'cpserve[cpu]'",
         "openvino": _openvino(),
         "trt": _trt(),
@@ -143,12 +149,13 @@ def _bundle(common: Common, path: Path) -> Facts:
     with open_engine(bundle=path, threads=common.threads) as engine:
         spec = engine.spec
         bank, slot = engine.bank.packed([Prompt(""), Prompt("a photo")])
-        rows = torch.zeros(2, spec.channels, spec.latent_size, spec.latent_size), torch.full((2,), 500.0), bank, slot
+        latents, t = torch.zeros(2, spec.channels, spec.latent_size, spec.latent_size), torch.full((2,), 500.0)
+        rows = latents.to(engine.device), t.to(engine.device), bank, slot
         engine.denoise(*rows)  # builds
         times = []
         for _ in range(5):
             began = time.perf_counter()
-            engine.denoise(*rows)
+            engine.denoise(*rows).cpu()
             times.append(time.perf_counter() - began)
         return {
             "base": spec.entry.id,

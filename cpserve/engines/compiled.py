@@ -8,6 +8,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from math import ceil
+from operator import call
 from pathlib import Path
 
 import torch
@@ -26,10 +30,11 @@ class CompiledEngine(Engine):
     """Opens each graph when it is first needed.
 
     `rows` are the row counts that graphs are built for, ascending (none: any); a call is cut into slices of those, so a
-    call may have any number of rows.
+    call may have any number of rows. `streams` is how many slices run at the same time.
     """
 
     rows: Shape = ()
+    streams: int = 1
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         """`threads` is how many a graph may use (None: as many as there are cores).
@@ -76,17 +81,24 @@ class CompiledEngine(Engine):
     def close(self) -> None:
         super().close()
         self._runners.clear()
+        if self.streams > 1:
+            self._pool.shutdown()
 
     def _by_rows(
         self, graph: str, inputs: Sequence[Tensor], arranged: Callable[..., tuple[Tensor, ...]] = lambda *rows: rows
     ) -> Tensor:
         """A graph on slices of row-wise inputs; `arranged` makes the graph's inputs of a slice."""
-        parts = []
-        for rows in slices(len(inputs[0]), self.rows):
-            given = [filled(x[rows], self.rows) for x in inputs]
-            runner = self._runner(graph, tuple(given[0].shape) if self.rows else ANY)
-            parts.append(runner(*arranged(*given))[: rows.stop - rows.start])
+        cut = list(slices(len(inputs[0]), self.rows, self.streams))
+        given = [[filled(x[rows], self.rows) for x in inputs] for rows in cut]
+        runners = [self._runner(graph, tuple(first.shape) if self.rows else ANY) for first, *_ in given]
+        jobs = [partial(runner, *arranged(*part)) for runner, part in zip(runners, given, strict=True)]
+        outputs = [job() for job in jobs] if self.streams == 1 else self._pool.map(call, jobs)
+        parts = [output[: rows.stop - rows.start] for rows, output in zip(cut, outputs, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.streams)
 
     def _runner(self, graph: str, shape: Shape) -> Runner:
         if self._closed:
@@ -97,14 +109,14 @@ class CompiledEngine(Engine):
         return self._runners[graph, shape]
 
 
-def slices(rows: int, fixed: Shape) -> Iterator[slice]:
-    """`rows` cut into the largest of the `fixed` counts (ascending) that fit; what is left over is one slice more.
+def slices(rows: int, fixed: Shape, streams: int = 1) -> Iterator[slice]:
+    """`rows` cut into the largest of the `fixed` counts (ascending) that fit a stream's share; what is left over is one more.
 
     With powers of two nothing is left over, and no row is computed in vain.
     """
-    start = 0
+    start, share = 0, ceil(rows / streams)
     while start < rows:
-        count = max((n for n in fixed if n <= rows - start), default=rows - start)
+        count = max((n for n in fixed if n <= min(share, rows - start)), default=rows - start)
         yield slice(start, start + count)
         start += count
 

@@ -31,6 +31,7 @@ class TrtEngine(OrtEngine):
         self._trt = load_tensorrt()
         if not torch.cuda.is_available():
             raise EngineError("there is no NVIDIA GPU here", hint="the bundle's graphs also run with --engine onnx")
+        self.device = torch.device("cuda", torch.cuda.current_device())
         recipe = self.bundle.manifest.recipe
         self.rows, self.precision = recipe.rows, recipe.precision
         self._engines: dict[str, Any] = {}
@@ -101,13 +102,12 @@ class PlanRunner:
             raise EngineError("TensorRT refused to run the plan", hint="export again on this machine")
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        device = inputs[0].device
         if len(inputs) > 1:
             inputs = (*inputs[:2], *used(*inputs[2:4]), *inputs[4:])
         for buffer, given in zip(self.inputs, inputs, strict=True):
             buffer[: len(given)].copy_(given, non_blocking=True)  # the bank may hold fewer prompts than rows
         self.graph.replay()
-        return self.output.clone().to(device)
+        return self.output.clone()
 
 
 def used(kv_bank: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:

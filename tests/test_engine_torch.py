@@ -1,0 +1,95 @@
+"""torch's engines: the compiled one draws what the plain one draws, in half precision; on a GPU all draw what the CPU does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cpserve import Drawing, generate
+from cpserve.base import BaseModel, load_base
+from cpserve.engine import Engine, open_engine
+from cpserve.engines.eager import CompileEngine, EagerEngine
+from cpserve.prompts import Prompt
+from cpserve.recognition import Judging, classify
+from export.parity import LIMITS
+from tests.tiny import make_adapter
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")
+
+
+def mixed(engine: Engine) -> Tensor:
+    """The UNet's output for rows that mix adapters, prompts and timesteps, on the CPU."""
+    a, b = make_adapter(engine.spec, 1), make_adapter(engine.spec, 2)
+    bank, slot = engine.bank.packed([Prompt("a <dog>", a), Prompt("a <dog>", b), Prompt("a red bowl")])
+    z = torch.randn(3, engine.spec.channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([900.0, 500.0, 20.0])
+    return engine.denoise(z.to(engine.device), t.to(engine.device), bank, slot).cpu()
+
+
+def assert_equal_rows(found: Tensor, judge: Tensor, precision: str) -> None:
+    assert (found - judge).abs().max() <= LIMITS[precision] * max(1.0, float(judge.abs().max()))
+
+
+def test_half_precision_is_a_copy(base: BaseModel) -> None:
+    """The compile engine computes in half precision, says so, and leaves the base in float32 as it was."""
+    with EagerEngine(base) as eager, CompileEngine(base) as engine, torch.compiler.set_stance("force_eager"):
+        judge = mixed(eager)
+        found = mixed(engine)
+        assert engine.precision in {"bfloat16", "float16"}
+        assert not torch.equal(found, judge)
+        assert_equal_rows(found, judge, engine.precision)
+        assert torch.equal(mixed(eager), judge)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_rows_equal_plain_ones(bases: dict[str, BaseModel]) -> None:
+    """What torch.compile makes of the UNet computes the same, at the first row count and at others."""
+    base = bases["sd15"]
+    with EagerEngine(base) as eager, CompileEngine(base) as engine:
+        assert_equal_rows(mixed(engine), mixed(eager), engine.precision)
+        pictures = [generate(e, [Prompt("a dog")], [0], Drawing(steps=4))[0].image for e in (eager, engine)]
+        assert pictures[0].size == pictures[1].size
+
+
+@pytest.fixture(params=["eager", "compile", "onnx"])
+def on_gpu(request: pytest.FixtureRequest, folders: dict[str, Path], bundles: dict[str, Path]) -> Iterator[Engine]:
+    """An engine on the GPU."""
+    if request.param == "onnx":
+        runtime = pytest.importorskip("onnxruntime")
+        if "CUDAExecutionProvider" not in runtime.get_available_providers():
+            pytest.skip("onnxruntime-gpu is not installed")
+    bundle = bundles["sd21"] if request.param == "onnx" else None
+    with open_engine(str(folders["sd21"]), engine=request.param, bundle=bundle) as engine:
+        assert engine.device.type == "cuda"
+        yield engine
+
+
+@gpu
+def test_rows_on_a_gpu_equal_the_cpu(on_gpu: Engine, folders: dict[str, Path]) -> None:
+    """Rows of mixed adapters, prompts and timesteps equal torch's on the CPU; once more, they are the same bit for bit."""
+    with EagerEngine(load_base(str(folders["sd21"]))) as judge:
+        first = mixed(on_gpu)
+        # TF32 is off by default, so that float32 means float32 there, too
+        tolerance = 1e-3 if on_gpu.precision == "float32" else LIMITS[on_gpu.precision]
+        assert (first - mixed(judge)).abs().max() <= tolerance * max(1.0, float(first.abs().max()))
+        assert torch.equal(mixed(on_gpu), first)
+
+
+@gpu
+def test_drawing_and_recognising_on_a_gpu(on_gpu: Engine, folders: dict[str, Path]) -> None:
+    """Pictures come out as on the CPU to within a few steps of 255, and are recognised alike."""
+    adapter = make_adapter(on_gpu.spec, 1, ("<dog>", "<cat>"))
+    with EagerEngine(load_base(str(folders["sd21"]))) as judge:
+        [ours], [theirs] = (
+            generate(e, [Prompt("a <dog>", adapter)], [0], Drawing(steps=4, guidance=1.0)) for e in (on_gpu, judge)
+        )
+        answers = [classify(e, [theirs.image], adapter, Judging(draws=8, error=0.0))[0] for e in (on_gpu, judge)]
+    pixels = [torch.frombuffer(bytearray(d.image.tobytes()), dtype=torch.uint8).int() for d in (ours, theirs)]
+    assert (pixels[0] - pixels[1]).float().abs().mean() <= 4
+    assert answers[0].label == answers[1].label

@@ -48,13 +48,16 @@ def test_half_precision_is_a_copy(base: BaseModel) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_compiled_rows_equal_plain_ones(bases: dict[str, BaseModel]) -> None:
-    """What torch.compile makes of the UNet computes the same, at the first row count and at others."""
+def test_compiling_costs_no_precision(bases: dict[str, BaseModel]) -> None:
+    """What torch.compile makes of the UNet is about as far from float32 as half precision itself, and draws whole pictures."""
     base = bases["sd15"]
     with EagerEngine(base) as eager, CompileEngine(base) as engine:
-        assert_equal_rows(mixed(engine), mixed(eager), engine.precision)
-        pictures = [generate(e, [Prompt("a dog")], [0], Drawing(steps=4))[0].image for e in (eager, engine)]
-        assert pictures[0].size == pictures[1].size
+        judge, found = mixed(eager), mixed(engine)
+        with torch.compiler.set_stance("force_eager"):
+            lowered = mixed(engine)
+        assert (found - judge).abs().mean() <= 1.5 * (lowered - judge).abs().mean()
+        [drawn] = generate(engine, [Prompt("a dog")], [0], Drawing(steps=4))
+        assert drawn.image.size == (base.spec.pixels, base.spec.pixels)
 
 
 @pytest.fixture(params=["eager", "compile", "onnx"])

@@ -8,10 +8,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 from math import ceil
-from operator import call
 from pathlib import Path
 
 import torch
@@ -21,7 +19,8 @@ from cpserve.bundle import read_bundle
 from cpserve.engine import Engine
 from cpserve.errors import EngineError
 
-Runner = Callable[..., Tensor]
+Runner = Callable[..., Callable[[], Tensor]]
+"""Begins with a graph's inputs; what it returns waits for the output."""
 Shape = tuple[int, ...]
 ANY: Shape = ()  # of a graph that was built for every shape
 
@@ -47,7 +46,7 @@ class CompiledEngine(Engine):
         self.signature = self.bundle.signature
         self.threads = threads
         self.builds: Counter[str] = Counter()
-        self._runners: dict[tuple[str, Shape], Runner] = {}
+        self._runners: dict[tuple[str, Shape, int], Runner] = {}
         try:
             self._load()  # a missing library is reported now, not at the first picture
         except EngineError:
@@ -63,14 +62,17 @@ class CompiledEngine(Engine):
         """
 
     @abstractmethod
-    def _build(self, graph: str, shape: Shape) -> Runner:
-        """What runs `graph` on tensors; its first input has `shape`, or any."""
+    def _build(self, graph: str, shape: Shape, streams: int) -> Runner:
+        """What runs `graph` on tensors; its first input has `shape`, or any.
+
+        So many `streams` may be begun before the first is waited for.
+        """
 
     def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, *added: Tensor) -> Tensor:
         return self._by_rows("unet", [latents, timestep, slot, *added], lambda z, t, s, *a: (z, t, kv_bank, s, *a))
 
     def encode_text(self, ids: Tensor, extra: Tensor) -> Tensor:
-        return self._runner("text_encoder", ANY)(ids, extra)
+        return self._runner("text_encoder", ANY)(ids, extra)()
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         return self._by_rows("vae_encoder", [pictures])
@@ -81,32 +83,29 @@ class CompiledEngine(Engine):
     def close(self) -> None:
         super().close()
         self._runners.clear()
-        if self.streams > 1:
-            self._pool.shutdown()
 
     def _by_rows(
         self, graph: str, inputs: Sequence[Tensor], arranged: Callable[..., tuple[Tensor, ...]] = lambda *rows: rows
     ) -> Tensor:
         """A graph on slices of row-wise inputs; `arranged` makes the graph's inputs of a slice."""
-        cut = list(slices(len(inputs[0]), self.rows, self.streams))
+        streams = min(self.streams, len(inputs[0]))
+        cut = list(slices(len(inputs[0]), self.rows, streams))
         given = [[filled(x[rows], self.rows) for x in inputs] for rows in cut]
-        runners = [self._runner(graph, tuple(first.shape) if self.rows else ANY) for first, *_ in given]
+        runners = [self._runner(graph, tuple(first.shape) if self.rows else ANY, streams) for first, *_ in given]
         jobs = [partial(runner, *arranged(*part)) for runner, part in zip(runners, given, strict=True)]
-        outputs = [job() for job in jobs] if self.streams == 1 else self._pool.map(call, jobs)
+        groups = [jobs[i : i + streams] for i in range(0, len(jobs), streams)]
+        outputs = [output() for group in groups for output in [job() for job in group]]
         parts = [output[: rows.stop - rows.start] for rows, output in zip(cut, outputs, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.streams)
-
-    def _runner(self, graph: str, shape: Shape) -> Runner:
+    def _runner(self, graph: str, shape: Shape, streams: int = 1) -> Runner:
         if self._closed:
             raise EngineError("the engine is closed", hint="open it again with open_engine()")
-        if (graph, shape) not in self._runners:
-            self._runners[graph, shape] = self._build(graph, shape)
+        key = (graph, shape, streams)
+        if key not in self._runners:
+            self._runners[key] = self._build(*key)
             self.builds[graph] += 1
-        return self._runners[graph, shape]
+        return self._runners[key]
 
 
 def slices(rows: int, fixed: Shape, streams: int = 1) -> Iterator[slice]:

@@ -5,6 +5,8 @@ Tensors are bound where they lie, and outputs stay where they were computed: on 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,13 +36,13 @@ class OrtEngine(CompiledEngine):
         self._place = torch.device("cuda", torch.cuda.current_device()) if found else torch.device("cpu", 0)
         self.device = self._place
 
-    def _build(self, graph: str, shape: Shape) -> Runner:  # noqa: ARG002 - a session takes any
+    def _build(self, graph: str, shape: Shape, streams: int) -> Runner:  # noqa: ARG002 - a session takes any
         session = self._session(graph)
         names = [i.name for i in session.get_inputs()]
         [output] = [o.name for o in session.get_outputs()]
         place = (self._place.type, self._place.index)
 
-        def run(*inputs: Tensor) -> Tensor:
+        def begin(*inputs: Tensor) -> Callable[[], Tensor]:
             binding = session.io_binding()
             given = [t.detach().to(self._place).contiguous() for t in inputs]
             for name, tensor in zip(names, given, strict=True):
@@ -49,9 +51,9 @@ class OrtEngine(CompiledEngine):
             binding.synchronize_inputs()  # torch and ONNX Runtime have streams of their own
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
-            return from_dlpack(binding.get_outputs()[0]).to(self.device)
+            return partial(from_dlpack(binding.get_outputs()[0]).to, self.device)
 
-        return run
+        return begin
 
     def _session(self, graph: str) -> Any:
         options = self._runtime.SessionOptions()

@@ -7,6 +7,7 @@ Written against `tensorrt` and `tensorrt_rtx`, whose Python interfaces agree in 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -40,12 +41,12 @@ class TrtEngine(OrtEngine):
         super().close()
         self._engines.clear()
 
-    def _runner(self, graph: str, shape: Shape) -> Runner:
-        return super()._runner(graph, shape if graph in PLANS else ANY)
+    def _runner(self, graph: str, shape: Shape, streams: int = 1) -> Runner:
+        return super()._runner(graph, shape if graph in PLANS else ANY, streams)
 
-    def _build(self, graph: str, shape: Shape) -> Runner:
+    def _build(self, graph: str, shape: Shape, streams: int) -> Runner:
         if graph not in PLANS:
-            return super()._build(graph, shape)
+            return super()._build(graph, shape, streams)
         axes = dict(zip("BChw", shape, strict=True)) | {"P": shape[0]}
         inputs = self.signature.shapes(axes) if graph == "unet" else {"latents": shape}
         return PlanRunner(self._trt, self._engine(graph), inputs)
@@ -101,13 +102,13 @@ class PlanRunner:
         if not self.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise EngineError("TensorRT refused to run the plan", hint="export again on this machine")
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Callable[[], Tensor]:
         if len(inputs) > 1:
             inputs = (*inputs[:2], *used(*inputs[2:4]), *inputs[4:])
         for buffer, given in zip(self.inputs, inputs, strict=True):
             buffer[: len(given)].copy_(given, non_blocking=True)  # the bank may hold fewer prompts than rows
         self.graph.replay()
-        return self.output.clone()
+        return self.output.clone().detach
 
 
 def used(kv_bank: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:

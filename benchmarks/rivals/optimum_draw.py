@@ -20,7 +20,7 @@ from diffusers import DPMSolverMultistepScheduler
 PACKAGES = {"intel": ("optimum-intel", "openvino"), "onnx": ("optimum-onnx", "onnxruntime")}
 
 
-def opened(kind: str, model: str, count: int, side: int, *, fixed: bool) -> Any:
+def opened(kind: str, model: str, count: int, *, fixed: bool) -> Any:
     if kind == "onnx":
         from optimum.onnxruntime import ORTStableDiffusionPipeline
 
@@ -29,6 +29,7 @@ def opened(kind: str, model: str, count: int, side: int, *, fixed: bool) -> Any:
 
     pipe = OVStableDiffusionPipeline.from_pretrained(model, export=True, compile=False, safety_checker=None)
     if fixed:
+        side = pipe.unet.config["sample_size"] * pipe.vae_scale_factor
         pipe.reshape(batch_size=count, height=side, width=side, num_images_per_prompt=1)
     pipe.compile()
     return pipe
@@ -36,15 +37,16 @@ def opened(kind: str, model: str, count: int, side: int, *, fixed: bool) -> Any:
 
 def main() -> None:
     kind, model, count, steps, guidance, fixed = sys.argv[1:]
-    number, side = int(count), 64
-    pipe = opened(kind, model, number, side, fixed=fixed == "1")
+    number = int(count)
+    pipe = opened(kind, model, number, fixed=fixed == "1")
+    size = pipe.unet.config["sample_size"]
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": int(steps), "guidance_scale": float(guidance), "output_type": "np"}
     names = (*PACKAGES[kind], "optimum", "diffusers", "torch")
     print(json.dumps({name: version(name) for name in names}), flush=True)
     for prompt in sys.stdin:
-        noise = torch.randn(number, 4, side // 4, side // 4)
+        noise = torch.randn(number, 4, size, size)
         began = time.perf_counter()
         pipe([prompt.strip()] * number, latents=noise, **options)
         print(time.perf_counter() - began, flush=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 import cpserve
 from benchmarks.latency import WORDS
@@ -91,6 +94,9 @@ def compare(commands: dict[str, list[str]], rounds: int, count: int) -> tuple[di
 def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All rivals whose environments are here, at each number of pictures."""
     how = [str(asked.steps), str(asked.guidance)]
+    model = shutil.copytree(MODEL, folder / "model")
+    # the two files that older transformers look for
+    Tokenizer.from_file(str(model / "tokenizer" / "tokenizer.json")).model.save(str(model / "tokenizer"))
     for name, target in OURS.items():
         plan_export(cpserve.load_base(), folder / name, target).execute()
     here = {name: what for name, what in RIVALS.items() if (ENVIRONMENTS / what[0] / "bin" / "python").exists()}
@@ -104,7 +110,7 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 python,
                 str(HERE / "rivals" / "optimum_draw.py"),
                 kind,
-                str(MODEL),
+                str(model),
                 str(count),
                 *how,
                 fixed,

@@ -16,6 +16,7 @@ from torch.utils.dlpack import from_dlpack
 
 from cpserve.engines.compiled import CompiledEngine, Runner, Shape
 from cpserve.errors import EngineError
+from cpserve.prompts import CPU
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 TYPES = {torch.float32: np.float32, torch.int64: np.int64}
@@ -33,14 +34,14 @@ class OrtEngine(CompiledEngine):
             raise EngineError("ONNX Runtime is not installed", hint="pip install 'cpserve[cpu]'") from None
         self._runtime: Any = onnxruntime
         found = PROVIDERS["cuda"] in onnxruntime.get_available_providers() and torch.cuda.is_available()
-        self._place = torch.device("cuda", torch.cuda.current_device()) if found else torch.device("cpu", 0)
+        self._place = torch.device("cuda", torch.cuda.current_device()) if found else CPU
         self.device = self._place
 
     def _build(self, graph: str, shape: Shape, streams: int) -> Runner:  # noqa: ARG002 - a session takes any
         session = self._session(graph)
         names = [i.name for i in session.get_inputs()]
         [output] = [o.name for o in session.get_outputs()]
-        place = (self._place.type, self._place.index)
+        place = (self._place.type, self._place.index or 0)
 
         def begin(*inputs: Tensor) -> Callable[[], Tensor]:
             binding = session.io_binding()
@@ -59,6 +60,8 @@ class OrtEngine(CompiledEngine):
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = self.threads or 0  # 0: ONNX Runtime asks the machine
         options.log_severity_level = 3
+        if graph != "unet":  # a thread that spins for more work is in the way of torch's threads, which come next
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider, its_options = PROVIDERS[self._place.type], {"device_id": self._place.index}
         providers = [(provider, its_options)] if self._place.type == "cuda" else [provider]
         session = self._runtime.InferenceSession(self.bundle.graph(graph), options, providers=providers)

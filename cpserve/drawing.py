@@ -52,7 +52,17 @@ def generate(
         EngineError: the size is not one that the engine draws.
         AdapterError: an adapter does not fit the base.
     """
-    drawing = drawing or Drawing()
+    with engine.at_work():
+        return _generate(engine, prompts, seeds, drawing or Drawing(), progress)
+
+
+def _generate(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    drawing: Drawing,
+    progress: Callable[[int, int], None] | None,
+) -> list[Drawn]:
     at_once = max(1, ROWS // (1 if drawing.guidance == 1.0 else 2))
     jobs = list(zip(prompts, seeds, strict=True))
     batches = [jobs[i : i + at_once] for i in range(0, len(jobs), at_once)]

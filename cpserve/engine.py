@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +76,10 @@ class Engine(ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures `[B,3,H,W]` in [-1, 1] of latents of unit scale."""
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """Around a loop of calls: what the engine needs of the process meanwhile."""
+        return nullcontext()
 
     def close(self) -> None:
         """Let go of the runner's memory. Closing twice is fine."""

@@ -131,6 +131,17 @@ def measure(
     Raises:
         AdapterError: the adapter knows no concept, or does not fit the base.
     """
+    with engine.at_work():
+        return _measure(engine, images, adapter, judging, progress)
+
+
+def _measure(
+    engine: Engine,
+    images: Sequence[Image.Image],
+    adapter: Adapter,
+    judging: Judging,
+    progress: Callable[[int, int], None] | None,
+) -> np.ndarray:
     prompts = labels_of(adapter, judging)
     looks = max(1, judging.draws // 2)
     seen = np.full((looks, len(images), len(prompts)), np.nan)

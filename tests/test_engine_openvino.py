@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import torch
 
+from cpserve import Drawing, generate
 from cpserve.base import BaseModel
 from cpserve.bundle import read_bundle
 from cpserve.engine import open_engine
@@ -108,6 +109,20 @@ def test_streams_do_not_mix_rows(bundle: Path) -> None:
         for order in ([0, 1, 2, 3], [3, 1, 0, 2]) * 10:
             found = engine.denoise(z[order], t[order], bank, slot[order])
             torch.testing.assert_close(found, alone[order], atol=parity.LIMITS[engine.precision], rtol=0)
+
+
+def test_torch_gets_its_threads_back(bundle: Path) -> None:
+    """While a compiled engine draws torch has one thread, and afterwards as many as before, whatever happened."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    seen: list[int] = []
+    with OpenvinoEngine(bundle, threads=1) as engine:
+        generate(engine, [Prompt("")], [0], Drawing(steps=2), lambda *_: seen.append(torch.get_num_threads()))
+        assert set(seen) == {1}
+        with pytest.raises(EngineError):
+            generate(engine, [Prompt("")], [0], Drawing(size=32 * engine.spec.vae_factor))
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(usual)
 
 
 def test_the_manifest_chooses_the_engine(bundle: Path, bundles: dict[str, Path]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -79,6 +80,16 @@ class CompiledEngine(Engine):
 
     def decode(self, latents: Tensor) -> Tensor:
         return self._by_rows("vae_decoder", [latents])
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """torch does little between two calls, and its threads would wait for more on the cores that the graphs need."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def close(self) -> None:
         super().close()

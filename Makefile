@@ -31,7 +31,8 @@ lint: $(READY)
 	$(BIN)/python tools/cli_reference.py --check
 	$(BIN)/python tools/wheel_contents.py
 
-# What needs pictures of your own or a person's eye is not here: photos.py and judge.py.
+# Not here: what needs pictures of your own, a person's eye, other environments or 20 GB (photos, judge, training, optimum, wide)
+# and what takes hours (labels).
 BENCHMARKS := store latency swap teach forgetting
 
 bench: $(READY)

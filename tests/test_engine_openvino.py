@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,10 +112,18 @@ def test_streams_do_not_mix_rows(bundle: Path) -> None:
             torch.testing.assert_close(found, alone[order], atol=parity.LIMITS[engine.precision], rtol=0)
 
 
-def test_torch_gets_its_threads_back(bundle: Path) -> None:
-    """While a compiled engine draws torch has one thread, and afterwards as many as before, whatever happened."""
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """torch's, and as many as before afterwards."""
     usual = torch.get_num_threads()
     torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(usual)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_torch_gets_its_threads_back(bundle: Path) -> None:
+    """While a compiled engine draws torch has one thread, and afterwards as many as before, whatever happened."""
     seen: list[int] = []
     with OpenvinoEngine(bundle, threads=1) as engine:
         generate(engine, [Prompt("")], [0], Drawing(steps=2), lambda *_: seen.append(torch.get_num_threads()))
@@ -122,7 +131,6 @@ def test_torch_gets_its_threads_back(bundle: Path) -> None:
         with pytest.raises(EngineError):
             generate(engine, [Prompt("")], [0], Drawing(size=32 * engine.spec.vae_factor))
     assert torch.get_num_threads() == 3
-    torch.set_num_threads(usual)
 
 
 def test_the_manifest_chooses_the_engine(bundle: Path, bundles: dict[str, Path]) -> None:

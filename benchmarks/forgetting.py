@@ -11,6 +11,7 @@ by the sum of the two updates of `alone`.
 
     python benchmarks/forgetting.py --method null-space --order 0 --seed 0 [--concepts 10]
     python benchmarks/forgetting.py --quick             # three concepts, two methods, under ten minutes
+    python benchmarks/forgetting.py --sweep             # every method at four settings on the sweep concepts, as --all
     python benchmarks/forgetting.py --all               # every run that results/forgetting.jsonl lacks; one thread a process pays
     python benchmarks/forgetting.py --table             # the README's table from the committed lines
     python benchmarks/forgetting.py --two [--method null-space] [--seed 0]      # one line in results/pairs.jsonl
@@ -91,6 +92,19 @@ CONCEPTS = {
     ),
 }  # fmt: skip
 ORDERS, SEEDS = (0, 1), (0, 1, 2)
+_RATES = ("factor_rate=5e-4", "factor_rate=1e-3", "factor_rate=2e-3", "factor_rate=4e-3")
+_LAMBDAS = ("ewc_lambda=1e2", "ewc_lambda=1e3", "ewc_lambda=1e4", "ewc_lambda=1e5")
+SWEPT = {
+    "none": _RATES,
+    "fold": _RATES,
+    "ewc": _LAMBDAS,
+    "ewc-dc": _LAMBDAS,
+    "dsc": tuple(f"dsc_scores={scores} dsc_eps={eps}" for eps in (1.0, 10.0) for scores in (0.01, 0.1)),
+    "dsc+ewc-dc": tuple(f"ewc_lambda={weight} dsc_scores={scores}" for scores in (0.01, 0.1) for weight in (1e3, 1e4)),
+    "c-lora": ("c_lora_lambda=10", "c_lora_lambda=1e2", "c_lora_lambda=1e3", "c_lora_lambda=1e4"),
+    "null-space": ("null_energy=1e-4", "null_energy=1e-3", "null_energy=1e-2", "null_energy=5e-2"),
+}
+"""What is tried of each method on the sweep concepts: as many runs for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +342,7 @@ def main() -> None:
     arguments.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the trainer")
     arguments.add_argument("--quick", action="store_true")
     arguments.add_argument("--all", action="store_true")
+    arguments.add_argument("--sweep", action="store_true")
     arguments.add_argument("--table", action="store_true")
     arguments.add_argument("--two", action="store_true", help="two concepts in one picture")
     arguments.add_argument("--pictures", type=int, default=100, help="with --two: of two concepts, and as many of one")
@@ -353,6 +368,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             lines = [each.key(base) | run(base, each, Path(folder)) for each in quick]
         print(table(lines))
+    elif asked.sweep:
+        for settings in zip(*SWEPT.values(), strict=True):
+            for method, given in zip(SWEPT, settings, strict=True):
+                do(base, replace(one, method=method, split="sweep", settings=settings_of(method, 0, given.split())))
     elif asked.all:
         for seed in SEEDS:
             for order in ORDERS:

@@ -332,6 +332,25 @@ def settings_of(method: str, seed: int, given: Sequence[str]) -> Settings:
     return Settings.of({**values, "method": trained, "seed": seed})
 
 
+def swept(one: Run) -> list[Run]:
+    """Every method at each of its settings on the sweep concepts: all methods' first settings, then their second, and so on."""
+    return [
+        replace(one, method=method, split="sweep", settings=settings_of(method, 0, given.split()))
+        for settings in zip(*SWEPT.values(), strict=True)
+        for method, given in zip(SWEPT, settings, strict=True)
+    ]
+
+
+def whole(one: Run, given: Sequence[str]) -> list[Run]:
+    """Every method and bound in each order under each seed."""
+    return [
+        replace(one, method=method, order=order, seed=seed, settings=settings_of(method, seed, given))
+        for seed in SEEDS
+        for order in ORDERS
+        for method in (*METHODS, *BOUNDS)
+    ]
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--method", choices=(*METHODS, *BOUNDS))
@@ -368,18 +387,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             lines = [each.key(base) | run(base, each, Path(folder)) for each in quick]
         print(table(lines))
-    elif asked.sweep:
-        for settings in zip(*SWEPT.values(), strict=True):
-            for method, given in zip(SWEPT, settings, strict=True):
-                do(base, replace(one, method=method, split="sweep", settings=settings_of(method, 0, given.split())))
-    elif asked.all:
-        for seed in SEEDS:
-            for order in ORDERS:
-                for method in (*METHODS, *BOUNDS):
-                    settings = settings_of(method, seed, asked.set)
-                    do(base, replace(one, method=method, order=order, seed=seed, settings=settings))
     else:
-        do(base, one)
+        for each in swept(one) if asked.sweep else whole(one, asked.set) if asked.all else [one]:
+            do(base, each)
 
 
 if __name__ == "__main__":

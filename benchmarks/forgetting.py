@@ -11,7 +11,7 @@ by the sum of the two updates of `alone`.
 
     python benchmarks/forgetting.py --method null-space --order 0 --seed 0 [--concepts 10]
     python benchmarks/forgetting.py --quick             # three concepts, two methods, under ten minutes
-    python benchmarks/forgetting.py --sweep             # every method at four settings on the sweep concepts, as --all
+    python benchmarks/forgetting.py --sweep             # every method at four settings on six sweep concepts, as --all
     python benchmarks/forgetting.py --all               # every run that results/forgetting.jsonl lacks; one thread a process pays
     python benchmarks/forgetting.py --table             # the README's table from the committed lines
     python benchmarks/forgetting.py --two [--method null-space] [--seed 0]      # one line in results/pairs.jsonl
@@ -92,6 +92,7 @@ CONCEPTS = {
     ),
 }  # fmt: skip
 ORDERS, SEEDS = (0, 1), (0, 1, 2)
+SWEPT_CONCEPTS = 6
 _RATES = ("factor_rate=5e-4", "factor_rate=1e-3", "factor_rate=2e-3", "factor_rate=4e-3")
 _LAMBDAS = ("ewc_lambda=1e2", "ewc_lambda=1e3", "ewc_lambda=1e4", "ewc_lambda=1e5")
 SWEPT = {
@@ -333,9 +334,11 @@ def settings_of(method: str, seed: int, given: Sequence[str]) -> Settings:
 
 
 def swept(one: Run) -> list[Run]:
-    """Every method at each of its settings on the sweep concepts: all methods' first settings, then their second, and so on."""
+    """Every method at each of its settings on six of the sweep concepts: all methods' first settings, then their second, and so on."""
     return [
-        replace(one, method=method, split="sweep", settings=settings_of(method, 0, given.split()))
+        replace(
+            one, method=method, split="sweep", concepts=SWEPT_CONCEPTS, settings=settings_of(method, 0, given.split())
+        )
         for settings in zip(*SWEPT.values(), strict=True)
         for method, given in zip(SWEPT, settings, strict=True)
     ]

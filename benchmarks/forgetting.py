@@ -334,7 +334,7 @@ def settings_of(method: str, seed: int, given: Sequence[str]) -> Settings:
 
 
 def swept(one: Run) -> list[Run]:
-    """Every method at each of its settings on six of the sweep concepts: all methods' first settings, then their second, and so on."""
+    """Every method at each of its settings on six sweep concepts: all methods' first settings, then their second, and so on."""
     return [
         replace(
             one, method=method, split="sweep", concepts=SWEPT_CONCEPTS, settings=settings_of(method, 0, given.split())

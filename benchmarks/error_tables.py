@@ -131,11 +131,14 @@ def accuracy(label: np.ndarray, truth: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Levers:
-    """`errors [P,pairs,2,L]` under both signs of the noise, at `t [pairs]`, a share of the schedule; `truth [P]`."""
+    """`errors [P,pairs,2,L]` under both signs of the noise, summed over `elements`, at `t [pairs]`, a share of the schedule;
+    `truth [P]`.
+    """
 
     errors: np.ndarray
     t: np.ndarray
     truth: np.ndarray
+    elements: int
 
     DEALS = 10
     """Ways to choose the draws that a row's figures are means of."""
@@ -200,22 +203,22 @@ class Levers:
 
     def _raced(self, chosen: np.ndarray, error: float) -> tuple[float, float]:
         """Evaluations a picture and accuracy with elimination."""
-        seen = [raced(errors, error) for errors in self._paired(chosen)]
-        spent = [2 * int((~np.isnan(one)).sum()) for one in seen]
-        return float(np.mean(spent)), accuracy(np.array([Race(one).leader for one in seen]), self.truth)
+        seen = [raced(errors, error, self.elements) for errors in self._paired(chosen)]
+        spent = [2 * int((~np.isnan(one.errors)).sum()) for one in seen]
+        return float(np.mean(spent)), accuracy(np.array([one.leader for one in seen]), self.truth)
 
 
-def raced(errors: np.ndarray, error: float) -> np.ndarray:
+def raced(errors: np.ndarray, error: float, elements: int) -> Race:
     """The part of a picture's errors `[looks,L]` that a judge with elimination looks at, NaN elsewhere, as in `measure`."""
     looks, labels = errors.shape
     seen, active = np.full_like(errors, np.nan), np.ones(labels, bool)
     for look in range(looks):
-        if look and active.sum() == 1:
-            return seen[:look]
         seen[look, active] = errors[look, active]
-        race = Race(seen[: look + 1])
-        active = race.active & ~ruled_out(race, error, looks) if error else race.active
-    return seen
+        race = Race(seen[: look + 1], elements)
+        active = ~ruled_out(race, error)
+        if active.sum() == 1:
+            break
+    return race
 
 
 def found_at(share: float, fitted: np.ndarray, known: np.ndarray, never: np.ndarray) -> tuple[float, float]:

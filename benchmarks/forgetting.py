@@ -74,7 +74,6 @@ SOURCES = (
     "cpserve/features.py",
     "cpserve/recognition.py",
     "cpserve/elimination.py",
-    "cpserve/models/*/recognition.json",
     "benchmarks/teach.py",
     "benchmarks/lite0.py",
     "benchmarks/joint.py",

@@ -28,7 +28,7 @@ from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture
 from cpserve.engine import Engine, open_engine
 from cpserve.prompts import Prompt
-from cpserve.recognition import Judging, judging_for, labels_of
+from cpserve.recognition import Judging, labels_of
 from examples import TAUGHT_PLACES, UNSEEN_PLACES, drawing_of, photo
 from export.build import plan_export
 from export.target import Target
@@ -133,8 +133,8 @@ class Work:
 
     @property
     def judging(self) -> Judging:
-        """`classify`'s defaults on this base."""
-        usual = judging_for(self.base.spec)
+        """`classify`'s defaults."""
+        usual = Judging()
         return replace(usual, draws=self.asked.draws or usual.draws)
 
     @property

@@ -107,7 +107,7 @@ def ours(work: Work, engine: Engine, adapter: Adapter, judging: Judging, what: s
     depends = {"adapter": adapter.content_hash, "judging": asdict(judging), "code": code(), **how(engine)}
     errors, seconds = work.staged(what, images, 50, do, **depends)
     labels = list(labels_of(adapter, judging))
-    answers = [answer_of(one, labels, judging.sharpness) for one in errors]
+    answers = [answer_of(one, labels, engine.spec.elements) for one in errors]
     p = np.array([list(a.probabilities.values()) for a in answers])
     none = np.stack([p[:, -1], np.array([_behind(one) for one in errors])], 1)
     chosen = np.array([labels.index(a.label) for a in answers])
@@ -226,7 +226,7 @@ def part_levers(work: Work) -> dict[str, Curve]:
         depends |= {"engine": engine.kind, "precision": engine.precision}
         tables.append(work.staged(f"levers-{seed}", work.images(seed), 4, do, **depends)[0])
     t = Levers.timesteps(seed_of_draws, asked.pairs, work.base.spec.schedule.steps)
-    return Levers(np.concatenate(tables), t, asked.truth).rows(work.judging)
+    return Levers(np.concatenate(tables), t, asked.truth, work.base.spec.elements).rows(work.judging)
 
 
 def part_scaling(work: Work) -> list[dict[str, float]]:

@@ -60,6 +60,11 @@ class BaseSpec:
         """The default picture side."""
         return self.latent_size * self.vae_factor
 
+    @property
+    def elements(self) -> int:
+        """How many numbers the latents of a picture of the default size are."""
+        return self.channels * self.latent_size**2
+
     @cached_property
     def signature(self) -> Signature:
         return Signature(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,7 @@ from cpserve.engine import Engine, on_grid
 from cpserve.features import Encoder
 from cpserve.measures import alignment, forgetting, mmd2, unit
 from cpserve.prompts import Prompt
-from cpserve.recognition import ROWS, classify, judging_for, latents_of
+from cpserve.recognition import ROWS, Judging, classify, latents_of
 
 EVALUATED = ("an emoji of {}", "a picture of {} on a yellow background", "{} on a orange background", "this is {}")
 """Wordings that are neither learned under nor protected."""
@@ -132,7 +132,7 @@ def _likeness(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def dc_accuracy(engine: Engine, version: Adapter, pictures: Sequence[Image.Image], name: str) -> float:
-    answers = classify(engine, pictures, version, replace(judging_for(engine.spec), none=False, template=EVALUATED[0]))
+    answers = classify(engine, pictures, version, Judging(none=False, template=EVALUATED[0]))
     return float(np.mean([answer.label == name for answer in answers]))
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from cpserve.adapter import Adapter
 from cpserve.engine import Engine
 from cpserve.prompts import Prompt
-from cpserve.recognition import NONE, Answer, Judging, draws_of, labels_of, latents_of, square
+from cpserve.recognition import Answer, Judging, draws_of, labels_of, latents_of, square
 from cpserve.score import Draw, predictions
 
 SIDE = 256  # pixels of each of the two pictures
@@ -33,11 +33,10 @@ def difference(
     latents = latents_of(engine, [image])
     plan = draws_of(engine, judging, latents)
     total = torch.zeros(latents.shape[-2:])
-    scale = torch.tensor([judging.none_scale if label == NONE else 1.0 for label in labels]).view(2, 1, 1)
     for t, noise in zip(plan.t, plan.noise, strict=True):
         draw = Draw(t[None], noise[None])
         eps = predictions(lambda z, t, s: engine.denoise(z, t, bank, s), engine.spec.schedule, latents, draw, slots)
-        near, far = (draw.noise - eps[0]).pow(2).sum(1).cpu() * scale
+        near, far = (draw.noise - eps[0]).pow(2).sum(1).cpu()
         total += far - near
     found: np.ndarray = (total / len(plan.t)).numpy()
     return found

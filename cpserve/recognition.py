@@ -6,11 +6,8 @@ All pictures go through the same draws (t, eps), a pair of them a look; after ea
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +15,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cpserve.adapter import Adapter
-from cpserve.base import BaseSpec
 from cpserve.elimination import Race, ruled_out
 from cpserve.engine import Engine
 from cpserve.errors import AdapterError
@@ -28,34 +24,22 @@ from cpserve.score import Draw, draws, row_errors
 NONE = "none of these"
 GENERIC_PROMPT = "a photo"
 ROWS = 64  # of one UNet call
-FITTED = "models/*/recognition.json"  # in this package, one beside each base that it was fitted on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judging:
     """How to judge: at most `draws` of (t, noise) a picture and label, an even number; labels go as soon as they are ruled out at
-    the `error` rate (0: never). Timesteps from `low` to `high` as shares of the schedule's length. `none`: whether "none of
-    these" may be the answer; its errors count `none_scale` times. A label's odds fall by e for each `1 / sharpness` standard
-    errors that it is behind.
+    the `error` rate (0: never). Timesteps from `low` to `high` as shares of the schedule's length: the ends mislead (fitted:
+    tools/emoji64/fit_recognition.py). `none`: whether "none of these" may be the answer.
     """
 
     draws: int = 16
     error: float = 0.01
-    low: float = 0.1
-    high: float = 0.7
+    low: float = 0.2
+    high: float = 0.6
     seed: int = 0
     template: str = "a photo of {}"
     none: bool = True
-    none_scale: float = 1.0
-    sharpness: float = 1.0
-
-
-def judging_for(spec: BaseSpec) -> Judging:
-    """The defaults, with what was fitted on the very weights of the base, if that was done."""
-    weights = spec.entry.fingerprint.weights
-    known = [json.loads(path.read_text()) for path in Path(__file__).parent.glob(FITTED)]
-    fitted: dict[str, Any] = next((one["judging"] for one in known if one["weights"] == weights), {})
-    return Judging(**fitted)
 
 
 @dataclass(frozen=True)
@@ -110,10 +94,10 @@ def classify(
     Raises:
         AdapterError: the adapter knows no concept, or does not fit the base.
     """
-    judging = judging or judging_for(engine.spec)
+    judging = judging or Judging()
     labels = list(labels_of(adapter, judging))
     seen = measure(engine, images, adapter, judging)
-    return [answer_of(seen[:, picture], labels, judging.sharpness) for picture in range(len(images))]
+    return [answer_of(seen[:, picture], labels, engine.spec.elements) for picture in range(len(images))]
 
 
 @torch.no_grad()
@@ -150,7 +134,6 @@ def _measure(
     bank, slots = engine.bank.packed([Prompt(text, adapter) for text in prompts.values()])
     latents = latents_of(engine, images)
     plan = draws_of(engine, judging, latents)
-    scale = np.array([judging.none_scale if label == NONE else 1.0 for label in prompts])
     active = np.ones(seen.shape[1:], bool)
     for look in range(looks):
         going = active & (active.sum(1, keepdims=True) > 1) if look else active
@@ -158,10 +141,9 @@ def _measure(
             break
         pair = Draw(plan.t[2 * look : 2 * look + 2], plan.noise[2 * look : 2 * look + 2])
         seen[look][going] = _pair_errors(engine, bank, slots, latents, going, pair)
-        seen[look] *= scale
         for picture in np.flatnonzero(going.any(1)):
-            race = Race(seen[: look + 1, picture])
-            active[picture] = race.active & ~ruled_out(race, judging.error, looks) if judging.error else race.active
+            race = Race(seen[: look + 1, picture], engine.spec.elements)
+            active[picture] = ~ruled_out(race, judging.error)
         if progress:
             done = (active.sum(1) == 1).sum() if look + 1 < looks else len(latents)
             progress(int(done), len(latents))
@@ -186,14 +168,10 @@ def _pair_errors(
     return both
 
 
-def answer_of(seen: np.ndarray, labels: list[str], sharpness: float) -> Answer:
-    """From a picture's errors `[looks,labels]`: each label is judged by its margin at its last look."""
+def answer_of(seen: np.ndarray, labels: list[str], elements: int) -> Answer:
+    """What a picture's errors `[looks,labels]` come to."""
     spent = ~np.isnan(seen)
-    last = spent.sum(0)
-    race = Race(seen[: last.max()])
-    margins = np.array([Race(seen[:n]).margins()[i] for i, n in enumerate(last)])
-    margins[race.leader] = 0.0
-    odds = np.exp(-sharpness * margins)
-    p = odds / odds.sum()
+    race = Race(seen[spent.any(1)], elements)
+    p = race.probabilities()
     best = race.leader
     return Answer(labels[best], float(p[best]), dict(zip(labels, p.tolist(), strict=True)), 2 * int(spent.sum()))

@@ -85,7 +85,7 @@ def test_a_table_is_never_lost(place: Path, folders: dict[str, Path], tmp_path: 
 def test_the_map_adds_up_to_the_difference(bases: dict[str, BaseModel], tmp_path: Path) -> None:
     """Summed over cells it is what the classifier compares; with the labels swapped it changes its sign."""
     adapter = learned(bases[BASE], tmp_path, QUICK, "dog", "cat")
-    judging = Judging(draws=4, error=0, none_scale=0.9)
+    judging = Judging(draws=4, error=0)
     with EagerEngine(bases[BASE]) as engine:
         [answer] = classify(engine, [noise(1)], adapter, judging)
         errors = dict(zip(("dog", "cat", NONE), measure(engine, [noise(1)], adapter, judging).mean(0)[0], strict=True))

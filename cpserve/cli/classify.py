@@ -92,7 +92,7 @@ def classify(
     refused: list[dict[str, str]] = []
     with open_for(common, engine, bundle, base) as opened:
         name, adapter = read_adapters(common, opened, [ref])[ref]
-        judging = _judging(opened, draws, error)
+        judging = _judging(draws, error)
         labels = _table(out, name, adapter, judging)
         labelled = labels.begin(resume=resume) if labels else []
         known, expected = {where for where, _ in labelled}, total(paths)
@@ -129,10 +129,10 @@ def _pictures(paths: Sequence[Path], refused: list[dict[str, str]]) -> Iterator[
                 yield where, found
 
 
-def _judging(engine: Engine, draws: int | None, error: float | None) -> Judging:
-    from cpserve.recognition import judging_for
+def _judging(draws: int | None, error: float | None) -> Judging:
+    from cpserve.recognition import Judging
 
-    usual = judging_for(engine.spec)
+    usual = Judging()
     return replace(usual, draws=draws or usual.draws, error=usual.error if error is None else error)
 
 

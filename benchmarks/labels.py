@@ -14,13 +14,13 @@ the threshold at 5 % false alarms is fitted on further pictures of the known con
 of rivals taking turns. The levers are judged from one table of errors. Beside ours: Lite0's nearest class mean.
 
 Everything learned and measured is kept in `--work` by what it depends on (base, settings, seed, labels, code that judges): a
-killed run goes on where it was. The last part is one line in `results/labels.jsonl`.
+killed run goes on where it was. Each seed is one line in `results/labels.jsonl`, and one that stands there is not run again.
 
     python tools/emoji64/sources.py && python tools/emoji64/render.py     # the drawings, once
     python benchmarks/labels.py [--engine openvino] # hours; most of them the reference's
     python benchmarks/labels.py --quick             # a few small concepts through every part; no line is kept
     python benchmarks/labels.py --only taught       # or: reference, levers, ...; parts of the work, to spread over time
-    python benchmarks/labels.py --table             # the README's tables from the last committed line
+    python benchmarks/labels.py --table             # the README's tables from the committed lines
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from benchmarks.error_tables import (
     accuracy,
     calibration_error,
     found_at,
-    interval,
     once,
 )
+from benchmarks.label_table import table, together
 from benchmarks.label_work import NEVER_TAUGHT, QUICK, ROOT, TAUGHT, Asked, Images, Work, pictures, subjects
 from benchmarks.lite0 import JUDGE, likeness, lite0_layout
 from benchmarks.timing import RESULTS, interleaved, keep, medians
@@ -64,6 +64,7 @@ from cpserve.features import encoder_for
 from cpserve.measures import unit
 from cpserve.recognition import Judging, answer_of, classify, labels_of, measure
 
+FILE = RESULTS / "labels.jsonl"
 JUDGES = ("recognition", "elimination", "score", "schedule")  # modules that ours depends on
 FALSE_ALARMS = 0.05
 
@@ -81,8 +82,7 @@ def how(engine: Engine) -> dict[str, Any]:
 @dataclass(frozen=True, eq=False)
 class Judged:
     """What ours said of pictures: `label [P]`, its probability `sure [P]`, `evaluations [P]`, `seconds [P]`. The last label is
-    none of these, where it may be said; `none [P,2]` are two scores of it: its probability, and the ratio of the
-    best known label's error to its own.
+    none of these, where it may be said, and `none [P]` its probability.
     """
 
     label: np.ndarray
@@ -90,8 +90,6 @@ class Judged:
     evaluations: np.ndarray
     seconds: np.ndarray
     none: np.ndarray
-
-    SCORES = ("probability", "error")
 
     @classmethod
     def join(cls, parts: Sequence[Judged]) -> Judged:
@@ -109,16 +107,8 @@ def ours(work: Work, engine: Engine, adapter: Adapter, judging: Judging, what: s
     labels = list(labels_of(adapter, judging))
     answers = [answer_of(one, labels, engine.spec.elements) for one in errors]
     p = np.array([list(a.probabilities.values()) for a in answers])
-    none = np.stack([p[:, -1], np.array([_behind(one) for one in errors])], 1)
     chosen = np.array([labels.index(a.label) for a in answers])
-    return Judged(chosen, p.max(1), np.array([a.evaluations for a in answers]), seconds, none)
-
-
-def _behind(errors: np.ndarray) -> float:
-    """Of errors `[looks,labels]`, the least ratio of a label's mean to the last label's, over the looks that both were in."""
-    both = ~np.isnan(errors[:, :-1]) & ~np.isnan(errors[:, -1:])
-    sums = [np.where(both, e, 0).sum(0) for e in (errors[:, :-1], errors[:, -1:])]
-    return float((sums[0] / sums[1]).min())
+    return Judged(chosen, p.max(1), np.array([a.evaluations for a in answers]), seconds, p[:, -1])
 
 
 def part_taught(work: Work) -> list[str]:
@@ -199,17 +189,16 @@ def part_none(work: Work) -> dict[str, Any]:
     _, known, never = (Judged.join(parts) for parts in zip(*seen, strict=True))
     was_right, found = known.label == asked.truth, never.label == asked.concepts
     sure, both = np.concatenate([known.sure, never.sure]), np.concatenate([was_right, found])
-    at = np.array([[found_at(FALSE_ALARMS, *(j.none[:, i] for j in parts)) for i in range(2)] for parts in seen]).mean(
-        0
-    )
+    at = np.array([found_at(FALSE_ALARMS, *(judged.none for judged in parts)) for parts in seen])
     return {
         "accuracy": mean(was_right),
         **cost(Judged.join([known, never])),
         "calibration_error": calibration_error(sure, both),
-        "calibration_error_of_known": calibration_error(known.sure, was_right),
+        "sure": sure.round(4).tolist(),
+        "right": both.astype(int).tolist(),
         "pictures_never_taught": len(found),
         "by_default": {"false_alarms": mean(known.label == asked.concepts), "found": mean(found)},
-        **{f"at_threshold_of_{k}": _found(*row) for k, row in zip(Judged.SCORES, at, strict=True)},
+        "at_threshold": _found(*at.mean(0)),
     }
 
 
@@ -271,7 +260,7 @@ def _encoder(work: Work, name: str, encode: Callable[[Images], np.ndarray]) -> d
         labels.append(like[1].argmax(1))
         seconds.append(parts[2][1])
         at.append(found_at(FALSE_ALARMS, *(-c.max(1) for c in like)))
-    found = {f"at_threshold_of_{Judged.SCORES[0]}": _found(*np.mean(at, 0))}
+    found = {"at_threshold": _found(*np.mean(at, 0))}
     return {**right(asked, np.concatenate(labels)), "seconds_in_bulk": typical(np.concatenate(seconds)), **found}
 
 
@@ -297,83 +286,31 @@ def _classify(engine: Engine, adapter: Adapter, judging: Judging, turn: Iterator
     classify(engine, [next(turn)], adapter, judging)
 
 
-def difference(asked: Asked, mine: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
-    """Of accuracies on the same pictures, with 95 % intervals: pictures drawn again, and whole concepts drawn again."""
-    off = (mine == asked.truth).astype(float) - (theirs == asked.truth)
-    by_concept = np.array([off[asked.truth == c].mean() for c in range(asked.concepts)])
-    return {"mean": mean(off), "interval": interval(off), "interval_by_concept": interval(by_concept)}
+def key(work: Work) -> dict[str, Any]:
+    """What a line depends on."""
+    asked, settings = work.asked, work.settings(work.asked.seeds[0])
+    return {
+        "base": asked.base, "weights": work.base.spec.entry.fingerprint.weights[:12], "code": code(), "seeds": list(asked.seeds),
+        "method": settings.method, "steps": settings.steps, "settings": asked.settings, "judging": asdict(work.judging),
+        "concepts": asked.concepts, "near_twins": int(asked.twins.sum()), "pictures": len(asked.truth),
+    }  # fmt: skip
 
 
-def ratios(reference: dict[str, Any], mine: dict[str, Any], alone: dict[str, float]) -> dict[str, float]:
-    """How many times what ours costs the reference does."""
-    kinds = dict.fromkeys(("eager", mine["engine"]))
-    made = {k: reference[k] / mine[k] for k in ("evaluations", "seconds_in_bulk")}
-    made |= {"seconds_alone": alone["reference eager"] / alone[f"ours {mine['engine']}"]}
-    made |= {f"seconds_alone_both_{kind}": alone[f"reference {kind}"] / alone[f"ours {kind}"] for kind in kinds}
-    return {k: round(v, 1) for k, v in made.items()}
-
-
-def result(work: Work) -> dict[str, Any]:
-    """Everything that the line says."""
-    asked, settings = work.asked, work.settings(0)
+def result(work: Work, *, scaling: bool) -> dict[str, Any]:
+    """Everything that a line says beside."""
     alone, (reference, theirs), (mine, labels) = part_timing(work), part_reference(work), part_ours(work)
     return {
-        "base": asked.base, "weights": work.base.spec.entry.fingerprint.weights[:12], "code": code(),
-        "method": settings.method, "steps": settings.steps, "settings": asked.settings,
-        "adapters": [adapter.content_hash[:12] for adapter in work.adapters.values()], "judging": asdict(work.judging),
-        "concepts": asked.concepts, "near_twins": int(asked.twins.sum()), "seeds": len(asked.seeds),
-        "pictures": len(asked.truth), "reference": reference, "ours": mine, "seconds_alone": alone,
-        "ratios": ratios(reference, mine, alone), "difference": difference(asked, labels, theirs), "none": part_none(work),
-        "levers": part_levers(work), "scaling": part_scaling(work), "encoder": part_encoder(work),
-    }  # fmt: skip
+        "adapters": [adapter.content_hash[:12] for adapter in work.adapters.values()], "reference": reference, "ours": mine,
+        "seconds_alone": alone,
+        "labels": {"truth": work.asked.truth.tolist(), "reference": theirs.tolist(), "ours": labels.tolist()},
+        "none": part_none(work), "levers": part_levers(work), "encoder": part_encoder(work),
+    } | ({"scaling": part_scaling(work)} if scaling else {})  # fmt: skip
 
 
 PARTS: dict[str, Callable[[Work], Any]] = {
     "taught": part_taught, "timing": part_timing, "reference": part_reference, "ours": part_ours, "none": part_none,
     "levers": part_levers, "scaling": part_scaling, "encoder": part_encoder,
 }  # fmt: skip
-
-
-def table(line: dict[str, Any]) -> str:
-    """Markdown: who is right at what cost, what it comes to, what each lever brings, and how cost grows with labels."""
-    none, found = line["none"], f"at_threshold_of_{Judged.SCORES[0]}"
-    rows = []
-    for name, key in (("as published", "reference"), ("`classify`", "ours")):
-        one, alone = line[key], {k.split()[1]: v for k, v in line["seconds_alone"].items() if k.startswith(key)}
-        took = ", ".join(f"{s:.3g} ({kind})" for kind, s in alone.items())
-        never = percent(none[found]["found"]) if key == "ours" else "–"
-        twins, many = percent(one.get("near_twins")), f"{one['seconds_in_bulk']:.3g} ({one['engine']})"
-        rows.append([name, percent(one["accuracy"]), twins, one["evaluations"], took, many, never])
-    for name, one in line["encoder"].items():
-        shares = [percent(s) for s in (one["accuracy"], one.get("near_twins"), one[found]["found"])]
-        rows.append([name, *shares[:2], "–", "–", f"{one['seconds_in_bulk']:.3g}", shares[2]])
-    head = ["", "right", "near-twins", "evaluations", "s, one alone", "s each, many", "never taught, found"]
-    times, off = line["ratios"], line["difference"]
-    low, high = off["interval"]
-    said = (
-        f"Difference in accuracy {off['mean']:+.1%} (95 % interval {low:+.1%} to {high:+.1%}) at 1/{times['evaluations']:g} of the"
-        f" evaluations and 1/{times['seconds_alone']:g} of the time (1/{times['seconds_alone_both_eager']:g} both on eager)."
-        f" Expected calibration error {none['calibration_error']:.3f}; false alarms {none[found]['false_alarms']:.1%}."
-    )
-    curves = {"as published": line["reference"]["curve"], **line["levers"]}
-    wide = max(map(len, curves.values()))
-    levers = [[k, *(f"{r:.1%} ({e:.0f})" for e, r in c), *[""] * (wide - len(c))] for k, c in curves.items()]
-    keys = ("labels", "steps", "evaluations", "reference_evaluations", "seconds_in_bulk")
-    scaling = [[*(row[k] for k in keys), percent(row["accuracy"])] for row in line["scaling"]]
-    tables = [
-        markdown(head, rows),
-        markdown(["right (evaluations)", *[""] * wide], levers),
-        markdown(["labels", "steps", "evaluations", "as published", "s each, many", "right"], scaling),
-    ]
-    return "\n\n".join([tables[0], said, *tables[1:]])
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows])
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
 
 
 def asked_of(given: argparse.Namespace) -> Asked:
@@ -403,20 +340,22 @@ def main() -> None:
     arguments.add_argument("--quick", action="store_true")
     arguments.add_argument("--table", action="store_true")
     given = arguments.parse_args()
+    lines = [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
     if given.table:
-        print(table(json.loads((RESULTS / "labels.jsonl").read_text().splitlines()[-1])))
+        print(table(together([line for line in lines if line["code"] == lines[-1]["code"]])))
         return
-    asked = asked_of(given)
-    with closing(Work(given.work, asked, cpserve.load_base(asked.base))) as work:
-        if given.only:
-            print(PARTS[given.only](work))
-            return
-        line = result(work)
-    print(table(line))
-    if given.quick:
-        print(json.dumps(line))
-    else:
-        keep("labels", line)
+    asked, base = asked_of(given), cpserve.load_base(given.base or Asked.base)
+    made = []
+    for seed in asked.seeds:
+        with closing(Work(given.work, replace(asked, seeds=(seed,)), base)) as work:
+            if given.only:
+                print(PARTS[given.only](work))
+            elif given.quick or not any(line.items() >= key(work).items() for line in lines):
+                made.append(key(work) | result(work, scaling=seed == asked.seeds[0]))
+                if not given.quick:
+                    keep("labels", made[-1])
+    if made:
+        print(table(together(made)))
 
 
 if __name__ == "__main__":

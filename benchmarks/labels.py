@@ -3,7 +3,7 @@
 Physics: the noise in a picture is predicted best under the prompt that explains the picture. One look (t, noise) at one label
 is one UNet evaluation, and the difference between two labels' errors is far smaller than either error: how many looks it takes
 to see it above the noise is the whole cost. The reference spends a fixed number (at 20 labels 50 x 20 + 450 x 5 = 3250);
-`classify` looks where labels differ most, with opposite noise, and drops labels as soon as a paired test rules them out.
+`classify` looks where labels differ most, with opposite noise, and drops labels as soon as their odds rule them out.
 
 Data: 20 held-out concepts, six things drawn in two styles among them (near-twins), taught in sequence with the default method
 from six pictures each; asked about ten pictures each of the same drawings with turns and clutter that were not taught, and

@@ -130,7 +130,8 @@ def export(
     with writing(out):
         bundle = plan.execute(lambda what: click.echo(what, err=True))
     parity = dict(bundle.manifest.parity)
-    made = f"{out}: {plan.action}, at most {max(parity.values()):.1e} away from torch"
+    done = {"build": "built", "replace": "replaced"}.get(plan.action, plan.action)
+    made = f"{out}: {done}, at most {max(parity.values()):.1e} away from torch"
     emit(value | {"parity": parity}, f"{made}\nnext: cpserve generate PROMPT --bundle {out}", as_json=common.json)
 
 

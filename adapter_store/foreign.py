@@ -91,7 +91,7 @@ def write_lora(lora: Lora, tongue: Format) -> bytes:
         for part, array in parts.items():
             key = Key(module, part)
             tensors[key.kohya if tongue == "kohya" else key.diffusers] = np.asarray(array, order="C")
-    header = {"format": "pt"} | ({"lora_adapter_metadata": _metadata(lora)} if tongue == "diffusers" else {})
+    header = {"lora_adapter_metadata": _metadata(lora)} if tongue == "diffusers" else {"format": "pt"}
     return bytes(save(tensors, metadata=header))
 
 

@@ -156,14 +156,17 @@ def _ready(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def _lora_metadata(lora: Tensors) -> dict[str, str]:
-    """diffusers' header: rank and alpha, so that no loader has to guess the scale."""
+    """diffusers' header: rank and alpha, so that no loader has to guess the scale.
+
+    One entry and no more: safetensors writes several in an order of chance, and equal adapters are to be equal files.
+    """
     ranks = {
         k.removeprefix(LORA_PREFIX).removesuffix(".lora_A.weight"): len(t) for k, t in lora.items() if ".lora_A." in k
     }
     if not ranks:
-        return {"format": "pt"}
+        return {}
     usual = max(ranks.values())
     config = {"unet.r": usual, "unet.lora_alpha": usual, "unet.target_modules": sorted(ranks)}
     config |= {"unet.rank_pattern": {k: r for k, r in ranks.items() if r != usual}}
     config |= {"unet.alpha_pattern": {k: r for k, r in ranks.items() if r != usual}}
-    return {"format": "pt", "lora_adapter_metadata": json.dumps(config, sort_keys=True)}
+    return {"lora_adapter_metadata": json.dumps(config, sort_keys=True)}

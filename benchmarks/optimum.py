@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,6 +35,9 @@ from export.build import plan_export
 from export.target import Target
 
 HERE = Path(__file__).parent
+PAUSE_S = (
+    0.5  # OpenMP's threads spin for a fifth of a second after their work, and would do so in the next rival's turn
+)
 ENVIRONMENTS = HERE.parent / "build" / "rivals"
 MODEL = Path(cpserve.__file__).parent / "models" / "emoji64"
 OURS = {"cpserve onnx": Target(), "cpserve openvino": Target(runner="openvino")}
@@ -82,6 +86,7 @@ def compare(commands: dict[str, list[str]], rounds: int, count: int) -> tuple[di
         for number in range(rounds + 1):
             shuffle.shuffle(order)
             for name in order:
+                time.sleep(PAUSE_S)
                 took = drawn(open_[name][0])
                 if number:
                     times[name].append(took)

@@ -4,8 +4,8 @@ A picture is a prompt that was not seen before (ours forget it before each round
 batch of two, and the decoder. What limits it on a small base: a call at two rows reads all weights for little arithmetic, so
 the time goes into launching a few hundred kernels; OpenVINO with fixed shapes fuses most of them away. At eight pictures
 (sixteen rows) it is the matrix products, of which AMX does bfloat16 at many times the float32 rate: see `share_of_peak`,
-FLOPs of the UNet's products over time, over what a large product reaches here in the same precision. Where torch finds a
-GPU all but OpenVINO run there, and TensorRT joins.
+FLOPs of the UNet's products over time, over what large products and convolutions reach here in the same precision. Where
+torch finds a GPU all but OpenVINO run there, and TensorRT joins.
 
 `off` is the mean distance from diffusers' float32 pictures, in steps of 255: how much of the picture the speed has cost.
 

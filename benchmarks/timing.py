@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import conv2d
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("torch", "diffusers", "onnxruntime", "openvino")
@@ -45,10 +46,18 @@ def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: round(statistics.median(all_), 5) for name, all_ in times.items()}
 
 
-def peak(dtype: torch.dtype, device: torch.device, side: int = 2048) -> float:
-    """The most FLOP/s that a product of large square matrices reached in six tries."""
+def peak(dtype: torch.dtype, device: torch.device, side: int = 2048, channels: int = 256) -> float:
+    """The most FLOP/s that a product of large square matrices or a large convolution reached in six tries each.
+
+    Both, for torch hands them to different libraries, and which is the faster one depends on the CPU and the precision.
+    """
     a, b = (torch.randn(side, side).to(device, dtype) for _ in "ab")
-    return 2 * side**3 / min(seconds(lambda: float((a @ b)[0, 0])) for _ in range(6))
+    pictures, kernels = (
+        torch.randn(*of).to(device, dtype) for of in ((4, channels, 64, 64), (channels, channels, 3, 3))
+    )
+    product = min(seconds(lambda: float((a @ b)[0, 0])) for _ in range(6))
+    convolved = min(seconds(lambda: float(conv2d(pictures, kernels, padding=1)[0, 0, 0, 0])) for _ in range(6))
+    return max(2 * side**3 / product, 2 * pictures[:, 0].numel() * kernels.numel() / convolved)
 
 
 def machine() -> dict[str, Any]:

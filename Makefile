@@ -31,7 +31,7 @@ lint: $(READY)
 	$(BIN)/python tools/cli_reference.py --check
 	$(BIN)/python tools/wheel_contents.py
 
-# Not here: what needs pictures of your own, a person's eye, other environments or 20 GB (photos, judge, training, optimum, wide)
+# Not here: what needs pictures of your own, a person's eye, other environments or 20 GB (photos, killed, judge, training, optimum, wide)
 # and what takes hours (labels).
 BENCHMARKS := store latency swap teach forgetting
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NOISE, SPREAD = 10.0, 0.3  # fitted: tools/emoji64/fit_recognition.py
+NOISE, SPREAD = 40.0, 0.3  # fitted: tools/emoji64/fit_recognition.py
 
 
 @dataclass(frozen=True, eq=False)

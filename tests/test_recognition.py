@@ -33,7 +33,7 @@ def test_draws_are_spread_and_antithetic() -> None:
 
 def race(seed: int, gaps: list[float], pairs: int, error: float) -> tuple[bool, int]:
     """Whether label 0, truly the best, survived a race of errors as the model has them, and the evaluations spent."""
-    rng, level, elements, spent = np.random.default_rng(seed), 100.0, 256, 0
+    rng, level, elements, spent = np.random.default_rng(seed), 100.0, 1024, 0
     own = np.array(gaps) * np.maximum(0, 1 + SPREAD * rng.normal(size=len(gaps)))
     active, seen = np.ones(len(gaps), bool), list[np.ndarray]()
     for _ in range(pairs):
@@ -62,8 +62,8 @@ def test_what_is_far_behind_costs_little() -> None:
 def test_odds_are_those_of_the_two_hypotheses() -> None:
     """Of two labels, the probability is that of D under N(g, v) against N(-g, v), v the stated variance with D for g."""
     errors = np.array([[90.0, 104.0], [110.0, 120.0], [100.0, 106.0]])
-    p = Race(errors, 256).probabilities()
-    v = SPREAD**2 * 10**2 + NOISE * 100 / 256 * 10 / 3
+    p = Race(errors, 1024).probabilities()
+    v = SPREAD**2 * 10**2 + NOISE * 100 / 1024 * 10 / 3
     assert p[1] == pytest.approx(normal(-10, v) / (normal(10, v) + normal(-10, v)))
 
 
@@ -76,7 +76,7 @@ def normal(mean: float, variance: float) -> float:
 def test_the_order_of_labels_does_not_matter(order: list[int], seed: int) -> None:
     """Permuted labels have permuted probabilities and verdicts."""
     errors = np.random.default_rng(seed).normal(size=(5, 4)) + np.array([0, 1, 2, 9])
-    straight, turned = Race(errors, 256), Race(errors[:, order], 256)
+    straight, turned = Race(errors, 1024), Race(errors[:, order], 1024)
     assert np.allclose(straight.probabilities()[order], turned.probabilities())
     assert (ruled_out(straight, 0.01)[order] == ruled_out(turned, 0.01)).all()
 

@@ -24,7 +24,7 @@ from cpserve.engines.eager import EagerEngine
 from cpserve.errors import CpserveError
 from cpserve.learning import head_adapter, learn
 from cpserve.prompts import Prompt
-from cpserve.recognition import Answer, classify
+from cpserve.recognition import NONE, Answer, Judging, classify
 
 if TYPE_CHECKING:
     from adapter_store import Store
@@ -40,11 +40,15 @@ EACH = 6
 
 @dataclass(frozen=True)
 class Told:
-    """What the demo measured: the last line of its output."""
+    """What the demo measured: the last line of its output.
+
+    `dc_accuracy` is among the concepts, as `eval` has it; `taken_for_none` counts what "none of these" would take of them.
+    """
 
     concepts: int
     dc_accuracy: float
     dc_pictures: int
+    taken_for_none: int
     largest_pixel_difference: float
     seconds: float
     report: str
@@ -93,15 +97,17 @@ def run_demo(
         unseen = [(name, path) for name in names for path in sorted((examples / "unseen" / name).glob("*.jpg"))]
         pictures = [Image.open(path, formats=("JPEG",)).convert("RGB") for _, path in unseen]
         answers = classify(engine, pictures, adapter)
+        among = classify(engine, pictures, adapter, Judging(none=False))
     say("exporting to ONNX and drawing again from the bundle")
     bundle = export_onnx(base, out / "bundle")
     with open_engine(engine="onnx", bundle=bundle.root) as engine:
         again = _draw(engine, adapter)
-    right = [answer.label == name for answer, (name, _) in zip(answers, unseen, strict=True)]
+    right = [answer.label == name for answer, (name, _) in zip(among, unseen, strict=True)]
     told = Told(
         concepts=len(names),
         dc_accuracy=round(float(np.mean(right)), 4),
         dc_pictures=len(right),
+        taken_for_none=sum(answer.label == NONE for answer in answers),
         largest_pixel_difference=_difference(drawn, again),
         seconds=round(time.monotonic() - began, 1),
         report=str(out / "report.html"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from cpserve.manifest import Manifest
 from cpserve.prompts import tokenize
 from trainer import Record, Settings
 from trainer.images import encode_concept
-from trainer.loop import Stage, Task, lay_out, optimise
+from trainer.loop import Stage, Task, optimise, prepare
 from trainer.lora import start_token, trainable
 from trainer.sequence import check_new
 
@@ -23,13 +23,14 @@ from trainer.sequence import check_new
 class Joint(Task):
     """`latents` and `ids` hold all concepts' in order, equally many of each; `earlier` are the first tokens, learned as well."""
 
-    def loss(self, step: int) -> Tensor:
+    def losses(self, step: int) -> Iterator[Tensor]:
         """As in a sequence, on pictures of any concept under a wording of its own."""
         generator, batch = self.generator(step), self.settings.batch
         rows = torch.randint(len(self.latents), (batch,), generator=generator)
         wording = torch.randint(self.templates, (batch,), generator=generator)
         each = len(self.latents) * self.templates // len(self.ids)  # latents of one concept
-        return self._errors(self.latents[rows], rows // each * self.templates + wording, generator).mean()
+        slot = rows // each * self.templates + wording
+        return self._losses(self.latents[rows], slot, torch.full((batch,), 1 / batch), generator)
 
 
 def learn_jointly(base: BaseModel, concepts: Sequence[Concept], settings: Settings, folder: Path) -> Adapter:
@@ -52,11 +53,11 @@ def learn_jointly(base: BaseModel, concepts: Sequence[Concept], settings: Settin
         templates=len(entries[0].templates),
         captions=torch.full((len(latents),), -1),
     )
-    lay_out(base.unet)
+    prepare(base)
     groups = [({"earlier": earlier, "token": model.token}, settings.token_rate), (model.factors, settings.factor_rate)]
     steps = settings.steps * len(concepts)
     folder.mkdir(parents=True, exist_ok=True)
-    optimise(Stage("learn", task.loss, groups, steps, settings.warm_up, 0, steps), Record(folder))
+    optimise(Stage("learn", task.losses, groups, steps, settings.warm_up, 0, steps), Record(folder))
     manifest = Manifest(base=base.spec.entry, concepts=tuple(entries), method="joint", settings=settings.dump())
     learned = [*earlier.detach(), model.token.detach()]
     return Adapter(manifest, model.lora(), {token: row.clone() for token, row in zip(tokens, learned, strict=True)})

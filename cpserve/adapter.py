@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -70,6 +70,11 @@ class Adapter:
                 )
             rows[i] = row
         return rows
+
+    def to(self, device: torch.device) -> Adapter:
+        """The same factors, and what training needs, on `device`; embeddings stay on the CPU, where `extra_rows` joins them."""
+        training = {name: _moved(group, device) for name, group in self.training.items()}
+        return replace(self, lora=_moved(self.lora, device), training=training)
 
     def files(self) -> dict[str, bytes]:
         """The version as files (without manifest and card), in the layout that plain diffusers loads."""
@@ -149,6 +154,10 @@ def _embedding(path: str, content: bytes, token: str) -> Tensor:
     if set(found) != {token} or found[token].ndim != 1:
         raise AdapterError(f"{path} does not hold the token {token}", hint="run: cpserve adapters verify")
     return found[token]
+
+
+def _moved(tensors: Tensors, device: torch.device) -> Tensors:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _ready(tensors: Tensors) -> dict[str, Tensor]:

@@ -109,6 +109,11 @@ class BaseModel:
         """Pictures `[B,3,H,W]` in [-1, 1] of latents of unit scale."""
         return self.vae.decode(latents / self.spec.scaling_factor + self.spec.shift_factor).sample  # type: ignore[operator,no-any-return]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the modules are."""
+        return next(self.unet.parameters()).device
+
     def to(self, device: torch.device) -> BaseModel:
         """The same modules, moved to `device`."""
         for module in (self.text_encoder, self.unet, self.vae):

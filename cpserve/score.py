@@ -89,5 +89,5 @@ def temperature(error: Tensor) -> float:
     if error.shape[-1] < 2:
         return 1.0
     gaps = (error.unsqueeze(-1) - error.unsqueeze(-2)).abs()
-    upper = torch.triu(torch.ones(error.shape[-1], error.shape[-1], dtype=torch.bool), diagonal=1)
+    upper = torch.triu(torch.ones(gaps.shape[-2:], dtype=torch.bool, device=error.device), diagonal=1)
     return max(float(gaps[..., upper].median()), 1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,15 @@ def test_pictures_are_learned_under_their_own_concept() -> None:
     seen: list[torch.Tensor] = []
 
     class Watched(Joint):
-        def _errors(self, x0: torch.Tensor, slot: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+        def _losses(self, x0: torch.Tensor, slot: torch.Tensor, *_: object) -> Iterator[torch.Tensor]:
             seen.append(torch.stack([x0, slot]))
-            return torch.zeros(len(x0))
+            return iter(())
 
     unused: Any = None
     latents, ids = torch.arange(3).repeat_interleave(5), torch.zeros(12, 8)
     task = Watched(unused, QUICK, latents, ids, unused, unused, templates=4, captions=unused)
     for step in range(20):
-        task.loss(step)
+        task.losses(step)
     concepts, slots = torch.cat(seen, 1)
     assert torch.equal(slots // 4, concepts)
     assert slots.unique().tolist() == list(range(12))

@@ -18,7 +18,7 @@ from cpserve.errors import RefError, TrainingError
 from cpserve.learning import head_adapter
 from cpserve.learning import learn as learn_and_keep
 from cpserve.prompt_kv import KVSites
-from cpserve.prompts import tokenize
+from cpserve.prompts import CPU, tokenize
 from cpserve.score import draws, errors, log_scores, temperature
 from cpserve.text_encoder import token_table
 from tests.lessons import QUICK, concept, learned
@@ -293,5 +293,5 @@ def test_bf16_only_where_the_cpu_multiplies_it(
 ) -> None:
     """A CPU with AVX-512 alone computes bf16 as well, at half of float32's speed."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
-    with faster_precision():
+    with faster_precision(CPU):
         assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == dtype

@@ -7,7 +7,7 @@ drawn at random for each step, with today's tokens: it never knew c_n, and that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +35,8 @@ class Consolidation:
     past: Sequence[Tensor]
     tau: float
 
-    def loss(self, step: int) -> Tensor:
-        """A scalar that depends on the seed and `step` alone."""
+    def losses(self, step: int) -> Iterator[Tensor]:
+        """One scalar, which depends on the seed and `step` alone."""
         settings = self.task.settings
         generator = self.task.generator(step, stream=1)
         which = int(torch.randint(len(self.past), (1,), generator=generator))
@@ -49,7 +49,7 @@ class Consolidation:
         log_p = log_scores(squared(student, draw), self.tau)
         agree = [-(log_scores(squared(t, draw), self.tau).exp() * log_p).sum(1).mean() for t in (first, second)]
         near = [(teacher[:, i] - student[:, i]).pow(2).mean() for teacher, i in ((first, 2), (second, 1))]
-        return settings.dsc_scores * (agree[0] + agree[1]) + settings.dsc_eps * (near[0] + near[1])
+        yield settings.dsc_scores * (agree[0] + agree[1]) + settings.dsc_eps * (near[0] + near[1])
 
     def _eps(self, packed: Tensor, x0: Tensor, draw: Draw) -> Tensor:
         return predictions(self.task.denoise(packed), self.task.base.spec.schedule, x0, draw, torch.arange(3))

@@ -41,9 +41,9 @@ def digest(concept: Concept) -> str:
 
 
 def encode_pictures(base: BaseModel, images: Sequence[Image.Image], batch: int = 32) -> Tensor:
-    """Latents `[B,4,h,w]` of unit scale of pictures at the base's size."""
+    """Latents `[B,4,h,w]` of unit scale of pictures at the base's size, on the CPU."""
     parts = [images[i : i + batch] for i in range(0, len(images), batch)]
-    return torch.cat([base.encode_pictures(to_tensor(part)) for part in parts])
+    return torch.cat([base.encode_pictures(to_tensor(part).to(base.device)).cpu() for part in parts])
 
 
 def encode_concept(base: BaseModel, concept: Concept, variants: int, seed: int) -> Tensor:

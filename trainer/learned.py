@@ -30,10 +30,10 @@ def own_accuracy(task: Task, tokens: Sequence[str], lora: Tensors) -> float:
     e = states(base, tokenize(base.spec.tokenizer, texts, tokens), task.earlier, task.trainable.token)
     denoise = task.denoise(base.spec.sites.project(e, lora))
     step = max(1, len(task.latents) // PICTURES)
-    x0 = task.latents[::step][:PICTURES]
+    x0 = task.latents[::step][:PICTURES].to(base.device)
     length = base.spec.schedule.steps
-    plan = draws(task.settings.seed, PAIRS, tuple(x0.shape[1:]), LOW * length, HIGH * length)
-    total: Tensor = torch.zeros(len(x0), len(texts))
+    plan = draws(task.settings.seed, PAIRS, tuple(x0.shape[1:]), LOW * length, HIGH * length).to(base.device)
+    total: Tensor = torch.zeros(len(x0), len(texts), device=base.device)
     for t, noise in zip(plan.t, plan.noise, strict=True):
         total += errors(denoise, base.spec.schedule, x0, Draw(t[None], noise[None]), torch.arange(len(texts)))
     return float((total.argmin(1) == 0).float().mean())

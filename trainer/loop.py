@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cpserve.base import BaseModel
 from cpserve.errors import TrainingError
@@ -20,6 +20,7 @@ from trainer.settings import Settings
 
 SAVE_EVERY_S = 5.0
 CAPTION_SHARE = 0.5  # of the rows of a picture with a caption; the others see the templates
+BIG = 200e6  # parameters of a UNet: Stable Diffusion 1.5 has 860 million
 DIVERGED = 10.0  # times the lowest running loss
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")
 
@@ -42,7 +43,8 @@ class Task:
     """One concept to learn: `latents [M,4,h,w]`, prompts' `ids [T,S]`, the earlier tokens' embeddings `[E,d]`.
 
     `captions [M]` is a latent's own prompt among `ids`, or -1; `prior [P,4,h,w]` are pictures of the class, which the last
-    prompt describes.
+    prompt describes. What is drawn at random is drawn, and noised, on the CPU, so that it is the same on every device; `earlier`
+    and `trainable` are where the base is.
     """
 
     base: BaseModel
@@ -61,22 +63,23 @@ class Task:
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Draw]:
         """Latents `[count,4,h,w]` at random, each with its own (t, eps)."""
-        x0 = self.latents[torch.randint(len(self.latents), (count,), generator=generator)]
+        device, x0 = self.base.device, self.latents[torch.randint(len(self.latents), (count,), generator=generator)]
         noise = torch.randn(x0.shape, generator=generator)
-        return x0, Draw(torch.randint(self.base.spec.schedule.steps, (count,), generator=generator).float(), noise)
+        t = torch.randint(self.base.spec.schedule.steps, (count,), generator=generator).float()
+        return x0.to(device), Draw(t, noise).to(device)
 
     def denoise(self, packed: Tensor) -> DenoiseSlots:
         """The UNet's eps under prompts of packed K,V `[N,S,W]`, in the faster precision."""
 
         def eps(z: Tensor, t: Tensor, slot: Tensor) -> Tensor:
-            with faster_precision():
-                output = self.base.unet(z, t, packed, slot, *self.base.spec.sizes(z))
+            with faster_precision(z.device):
+                output = self.base.unet(z, t, packed, slot.to(z.device), *self.base.spec.sizes(z))
             return self.base.spec.schedule.eps(output.float(), z, t)
 
         return eps
 
-    def loss(self, step: int) -> Tensor:
-        """`E || target - output ||^2`, the mean over elements, on a batch that depends on the seed and `step` alone."""
+    def losses(self, step: int) -> Iterator[Tensor]:
+        """Summands of `E || target - output ||^2`, the mean over elements, on a batch that depends on the seed and `step` alone."""
         generator, settings = self.generator(step), self.settings
         rows = torch.randint(len(self.latents), (settings.batch,), generator=generator)
         slot = torch.randint(self.templates, (settings.batch,), generator=generator)
@@ -87,19 +90,25 @@ class Task:
             x0 = torch.cat([x0, self.prior[torch.randint(len(self.prior), (settings.batch,), generator=generator)]])
             slot = torch.cat([slot, torch.full((settings.batch,), len(self.ids) - 1)])
             weight = torch.cat([weight, torch.full((settings.batch,), settings.prior_weight)])
-        return (weight * self._errors(x0, slot, generator)).sum() / settings.batch
+        yield from self._losses(x0, slot, weight / settings.batch, generator)
 
-    def _errors(self, x0: Tensor, slot: Tensor, generator: torch.Generator) -> Tensor:
-        """The squared error of each row `[B]`, the mean over its elements."""
+    def _losses(self, x0: Tensor, slot: Tensor, weight: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """The weighted squared errors of rows `x0 [B,4,h,w]`, summed over as many rows as the UNet is to see at once."""
         schedule = self.base.spec.schedule
         noise = torch.randn(x0.shape, generator=generator)
         t = torch.randint(schedule.steps, (len(x0),), generator=generator).float()
+        rows = schedule.add_noise(x0, noise, t), t, schedule.target(x0, noise, t), slot, weight
+        for part in zip(*(each.chunk(self.settings.accumulate) for each in rows), strict=True):
+            yield self._loss(*part)
+
+    def _loss(self, xt: Tensor, t: Tensor, target: Tensor, slot: Tensor, weight: Tensor) -> Tensor:
         used, slot = torch.unique(slot, return_inverse=True)
-        with faster_precision():
+        xt, t, target, slot, weight = (each.to(self.base.device) for each in (xt, t, target, slot, weight))
+        with faster_precision(xt.device):
             packed = self.trainable.packed(states(self.base, self.ids[used], self.earlier, self.trainable.token))
-            output = self.base.unet(schedule.add_noise(x0, noise, t), t, packed, slot, *self.base.spec.sizes(x0))
-        error: Tensor = (output.float() - schedule.target(x0, noise, t)).pow(2).flatten(1).mean(1)
-        return error
+            output = self.base.unet(xt, t, packed, slot, *self.base.spec.sizes(xt))
+        error: Tensor = (output.float() - target).pow(2).flatten(1).mean(1)
+        return (weight * error).sum()
 
 
 def multiplies_bf16() -> bool:
@@ -108,26 +117,34 @@ def multiplies_bf16() -> bool:
     return any(can.get(name) for name in NATIVE_BF16)
 
 
-def faster_precision() -> AbstractContextManager[object]:
-    """bf16 where the CPU multiplies it."""
-    return torch.autocast("cpu", torch.bfloat16) if multiplies_bf16() else nullcontext()
+def faster_precision(device: torch.device) -> AbstractContextManager[object]:
+    """bf16 where the device multiplies it."""
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else multiplies_bf16()
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
-def lay_out(unet: nn.Module) -> None:
-    """Channels last where training is in float32: a step takes four fifths of the time. In bf16 group norms lose more than that."""
-    if not multiplies_bf16():
-        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def prepare(base: BaseModel) -> None:
+    """Lay the UNet out for training.
+
+    Channels last where a CPU trains in float32: a step takes four fifths of the time; in bf16 group norms lose more than
+    that. A big UNet keeps no activations but computes them again on the way back: a third more time, a fraction of the memory.
+    """
+    if base.device.type == "cpu" and not multiplies_bf16():
+        base.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if sum(p.numel() for p in base.unet.parameters()) > BIG:
+        base.unet.unet.enable_gradient_checkpointing()
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
     """A run of the optimiser over `steps`, `done` steps of the whole lesson before it and `total` in all.
 
-    `loss(step)` depends on the step alone. `groups` are parameters by name, each group with AdamW's full rate.
+    `losses(step)` are what a step's loss is the sum of, one after another; they depend on the step alone. `groups` are
+    parameters by name, each group with AdamW's full rate.
     """
 
     name: str
-    loss: Callable[[int], Tensor]
+    losses: Callable[[int], Iterable[Tensor]]
     groups: Sequence[tuple[Mapping[str, Tensor], float]]
     steps: int
     warm_up: int
@@ -157,12 +174,10 @@ def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] 
     first, began, saved, mean, lowest, whole = step, time.monotonic(), time.monotonic(), math.nan, math.inf, True
     try:
         while step < stage.steps:
-            loss = stage.loss(step)
-            value = float(loss.detach())
+            value = _backward(stage, step)
             mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
             lowest = min(lowest, mean)
             _check(value, mean, lowest, stage.done + step, record)
-            torch.autograd.backward(loss + stage.penalty(stage.parameters) if stage.penalty else loss)
             for group, (_, full) in zip(optimiser.param_groups, stage.groups, strict=True):
                 group["lr"] = full * stage.rate(step)
             whole = False
@@ -183,6 +198,16 @@ def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] 
         raise
     if step > first:
         _keep(record, stage, optimiser, step)
+
+
+def _backward(stage: Stage, step: int) -> float:
+    """Add up a step's gradients, the penalty's with them; gives the loss without it."""
+    value, penalty = 0.0, stage.penalty(stage.parameters) if stage.penalty else None
+    for loss in stage.losses(step):
+        value += float(loss.detach())
+        torch.autograd.backward(loss if penalty is None else loss + penalty)
+        penalty = None
+    return value
 
 
 def _check(value: float, mean: float, lowest: float, step: int, record: Record) -> None:
@@ -208,6 +233,6 @@ def _restore(record: Record, stage: Stage, optimiser: torch.optim.Optimizer) -> 
     for name, parameter in stage.parameters.items():
         if step:
             parameter.data.copy_(tensors[name])
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            optimiser.state[parameter] = {key: tensors[f"{key}/{name}"].clone() for key in keys}
+            moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+            optimiser.state[parameter] = {"step": tensors[f"step/{name}"], **moments}  # steps are counted on the CPU
     return step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -84,22 +84,25 @@ def start_token(base: BaseModel, class_word: str | None, seed: int) -> Tensor:
     ids = base.spec.tokenizer(class_word or "", add_special_tokens=False).input_ids
     centre = (table[ids] if ids else table).mean(0)
     noise = torch.randn(centre.shape, generator=torch.Generator().manual_seed(seed))
-    return (centre.float() + START_NOISE * table.std() * noise).detach()
+    return (centre.float() + START_NOISE * table.std() * noise.to(table.device)).detach()
 
 
 def states(base: BaseModel, ids: Tensor, earlier: Tensor, token: Tensor) -> Tensor:
     """Text states `[P,S,d+D]`, the new token's row after the earlier tokens' `[E,d]`. Differentiable in `token`."""
-    return base.encode_text(ids, torch.cat([earlier, token[None]]))
+    return base.encode_text(ids.to(token.device), torch.cat([earlier, token[None]]))
 
 
 def trainable(
     base: BaseModel, start: Adapter, token: Tensor, rank: int, seed: int, basis: Tensor | None, *, fresh: bool
 ) -> Trainable:
-    """Set up training on top of `start`: fresh factors over its frozen LoRA, or its own factors moved on."""
-    sites = base.spec.sites
+    """Set up training on top of `start`: fresh factors over its frozen LoRA, or its own factors moved on.
+
+    All tensors given are where the base is, and so are those made.
+    """
+    sites = replace(base.spec.sites, weight=base.spec.sites.weight.to(base.device))
     go_on = bool(start.lora) and not fresh
     factors = {k: t.float().clone() for k, t in start.lora.items()} if go_on else fresh_factors(sites, rank, seed)
-    complement = None if basis is None else torch.eye(basis.shape[0]) - basis @ basis.T
+    complement = None if basis is None else torch.eye(basis.shape[0], device=basis.device) - basis @ basis.T
     frozen = {} if go_on else {k: t.float() for k, t in start.lora.items()}
-    leaves = {k: nn.Parameter(t) for k, t in factors.items()}
+    leaves = {k: nn.Parameter(t.to(base.device)) for k, t in factors.items()}
     return Trainable(sites, dict(leaves), nn.Parameter(token), frozen, complement)

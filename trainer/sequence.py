@@ -15,12 +15,12 @@ from cpserve.base import BaseModel
 from cpserve.concept import Concept
 from cpserve.errors import TrainingError
 from cpserve.manifest import ConceptEntry, Manifest, check_name
-from cpserve.prompts import tokenize
+from cpserve.prompts import CPU, tokenize
 from trainer.consolidate import consolidation
 from trainer.fisher import fisher, sampled_rivals
 from trainer.images import digest, encode_concept, encode_pictures
 from trainer.learned import own_accuracy
-from trainer.loop import Penalty, Progress, Stage, Task, lay_out, optimise
+from trainer.loop import Penalty, Progress, Stage, Task, optimise, prepare
 from trainer.lora import Trainable, rank_of, recompress, start_token, states, trainable
 from trainer.methods import BY_NAME, Method
 from trainer.penalties.c_lora import Overlap, updates
@@ -144,7 +144,14 @@ def learn(
         raise TrainingError("prior_weight needs pictures of the class", hint="pass `prior`, or leave prior_weight at 0")
     if start.lora and not BY_NAME[settings.method].fresh:  # its own factors are moved on, whatever rank was asked for
         settings = replace(settings, rank=rank_of(start.lora))
-    lesson = Lesson(base, start, check_new(base, start, concept), concept.captions, settings, past)
+    lesson = Lesson(
+        base,
+        start.to(base.device),
+        check_new(base, start, concept),
+        concept.captions,
+        settings,
+        [version.to(base.device) for version in past],
+    )
     if lesson.method.consolidate and len(past) != len(start.tokens):
         raise TrainingError(
             f"{settings.method} needs the version in which each earlier concept was learned, and not all are here",
@@ -176,18 +183,18 @@ def learn(
 def _learn(lesson: Lesson, record: Record, progress: Callable[[Progress], None] | None) -> Adapter:
     settings, method = lesson.settings, lesson.method
     task = _task(lesson, record.latents())
-    lay_out(lesson.base.unet)
+    prepare(lesson.base)
     consolidating = settings.dsc_steps if method.consolidate and lesson.start.tokens else 0
     total = settings.steps + consolidating
     model, penalty = task.trainable, _penalty(lesson, task.trainable)
     groups = [({"token": model.token}, settings.token_rate), (model.factors, settings.factor_rate)]
-    stage = Stage("learn", task.loss, groups, settings.steps, settings.warm_up, 0, total, penalty)
+    stage = Stage("learn", task.losses, groups, settings.steps, settings.warm_up, 0, total, penalty)
     optimise(stage, record, progress)
     if consolidating:
         distil = consolidation(task, lesson.tokens, lesson.past)
         rates = [(model.factors, settings.dsc_rate)]
         stage = Stage(
-            "consolidate", distil.loss, rates, consolidating, settings.warm_up, settings.steps, total, penalty
+            "consolidate", distil.losses, rates, consolidating, settings.warm_up, settings.steps, total, penalty
         )
         optimise(stage, record, progress)
     lora = recompress(lesson.base.spec.sites, model.lora()) if method.fresh else model.lora()
@@ -200,15 +207,15 @@ def _learn(lesson: Lesson, record: Record, progress: Callable[[Progress], None] 
         metrics={**tau, **_measured(lesson, task, lora)},
         libraries={name: version(name) for name in LIBRARIES},
     )
-    embeddings = {**lesson.start.embeddings, lesson.entry.token: model.token.detach().clone()}
-    return Adapter(manifest, lora, embeddings, training, text_widths=lesson.base.spec.text_widths)
+    embeddings = {**lesson.start.embeddings, lesson.entry.token: model.token.detach().to(CPU, copy=True)}
+    return Adapter(manifest, lora, embeddings, training, text_widths=lesson.base.spec.text_widths).to(CPU)
 
 
 def _task(lesson: Lesson, latents: dict[str, Tensor]) -> Task:
     base, start, settings, method = lesson.base, lesson.start, lesson.settings, lesson.method
     seed = settings.seed + len(start.tokens)
     token = start_token(base, lesson.entry.class_word, seed)
-    earlier = start.extra_rows(len(token))
+    earlier = start.extra_rows(len(token)).to(base.device)
     protected = _protected_basis(lesson, earlier, token) if method.protect else None
     model = trainable(base, start, token, settings.rank, seed, protected, fresh=method.fresh)
     return Task(
@@ -245,7 +252,7 @@ def _protected_basis(lesson: Lesson, earlier: Tensor, token: Tensor) -> Tensor:
     """Q `[d,q]` of the prompts known before this lesson; from text alone."""
     ids = lesson.ids(_protected_texts(lesson.start.tokens))
     e, _ = lesson.base.spec.sites.split(states(lesson.base, ids, earlier, token))
-    return extend_basis(torch.zeros(e.shape[-1], 0), e.float(), lesson.settings.null_energy)
+    return extend_basis(e.new_zeros(e.shape[-1], 0), e.float(), lesson.settings.null_energy)
 
 
 @torch.no_grad()

@@ -31,6 +31,8 @@ class Settings:
     """Optimiser steps a concept."""
     batch: int = 8
     """Rows a step."""
+    accumulate: int = 1
+    """Parts that a step's rows are run in, one after another, where memory is short (gradient accumulation)."""
     factor_rate: float = 2e-3
     """AdamW's rate for the factors A and B."""
     token_rate: float = 1e-2
@@ -82,6 +84,10 @@ class Settings:
         for name in ("rank", "steps", "batch", "variants", "fisher_draws", "dsc_steps", "dsc_batch", "prior_pictures"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}", hint=f"{name} counts from 1")
+        if not 1 <= self.accumulate <= self.batch:
+            raise TrainingError(
+                f"accumulate is {self.accumulate}", hint=f"a step's {self.batch} rows make 1 to {self.batch} parts"
+            )
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Settings:

@@ -74,13 +74,14 @@ def _providers() -> tuple[list[str], list[str]]:
 def _machine() -> Facts:
     import torch
 
+    from cpserve.engine import torch_device
     from trainer.loop import faster_precision
 
     return {
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "training_in": "bfloat16" if isinstance(faster_precision(), torch.autocast) else "float32",
+        "training_in": "bfloat16" if isinstance(faster_precision(torch_device()), torch.autocast) else "float32",
         "cuda": torch.cuda.is_available(),
     }
 

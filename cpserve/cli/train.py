@@ -187,6 +187,7 @@ def _settings(config: Path | None, given: dict[str, Any]) -> Settings:
 
 
 def _learn(common: Common, plan: _Plan, *, resume: bool, restart: bool) -> list[Learned]:
+    from cpserve.engine import torch_device
     from cpserve.learning import learn
 
     kept = "what was learned so far is kept; to go on, add --resume to the same command"
@@ -195,7 +196,7 @@ def _learn(common: Common, plan: _Plan, *, resume: bool, restart: bool) -> list[
         def told(concept: str, at: Progress) -> None:
             report(f"learning {concept}", at.step, at.steps, f"loss {at.loss:.4f}")
 
-        base = open_base(common, plan.base)
+        base = open_base(common, plan.base).to(torch_device())
         return learn(
             base,
             plan.concepts,

@@ -20,7 +20,7 @@ class EagerEngine(Engine):
     def __init__(self, base: BaseModel) -> None:
         super().__init__(base.spec)
         self.base = base
-        self.device = next(base.unet.parameters()).device
+        self.device = base.device
 
     @torch.no_grad()
     def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, *added: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ by the sum of the two updates of `alone`.
     python benchmarks/forgetting.py --sweep             # every method at four settings on six sweep concepts, as --all
     python benchmarks/forgetting.py --all               # every run that results/forgetting.jsonl lacks; one thread a process pays
     python benchmarks/forgetting.py --table             # the README's table from the committed lines
+    python benchmarks/forgetting.py --sheet             # its picture, from what the runs drew
     python benchmarks/forgetting.py --two [--method null-space] [--seed 0]      # one line in results/pairs.jsonl
 """
 
@@ -40,9 +41,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
+from benchmarks.forgetting_runs import BOUNDS, CONCEPTS, ROOT, Run, settings_of, swept, whole
+from benchmarks.forgetting_table import differences, table
 from benchmarks.joint import learn_jointly
 from benchmarks.lite0 import JUDGE, Classes, lite0_layout
 from benchmarks.pairs import measure
+from benchmarks.strips import keep_strip, sheet
 from benchmarks.teach import STYLES, pictures
 from benchmarks.timing import keep
 from cpserve.adapter import Adapter, empty_adapter
@@ -57,86 +61,10 @@ from cpserve.measures import alignment, mmd2, unit
 from examples import drawing_of
 from export.build import plan_export
 from export.target import Target
-from trainer import METHODS, Record, Settings, learn
+from trainer import METHODS, Record, learn
 from trainer.lora import fold
 
-ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "forgetting.jsonl"
-SOURCES = (
-    "trainer/**/*.py",
-    "cpserve/score.py",
-    "cpserve/prompt_kv.py",
-    "cpserve/schedule.py",
-    "cpserve/sample.py",
-    "cpserve/drawing.py",
-    "cpserve/evaluation.py",
-    "cpserve/measures.py",
-    "cpserve/features.py",
-    "cpserve/recognition.py",
-    "cpserve/elimination.py",
-    "benchmarks/teach.py",
-    "benchmarks/lite0.py",
-    "benchmarks/joint.py",
-)
-BOUNDS = ("alone", "joint")
-CONCEPTS = {
-    "test": (
-        "baseball", "crab", "bicycle", "cookie", "drum", "fire engine", "jeans", "lizard", "rose", "telescope",
-        "ant", "canoe", "hot beverage", "snowman without snow", "palm tree", "joystick", "ice cream", "monkey",
-        "lollipop", "tulip", "shrimp", "bed", "rabbit face", "red apple", "cheese wedge",
-    ),
-    "sweep": (
-        "anchor", "Christmas tree", "shark", "watermelon", "egg", "hot springs",
-        "party popper", "rocket", "cat face", "rice cracker",
-    ),
-}  # fmt: skip
-ORDERS, SEEDS = (0, 1), (0, 1, 2)
-SWEPT_CONCEPTS = 6
-_RATES = ("factor_rate=5e-4", "factor_rate=1e-3", "factor_rate=2e-3", "factor_rate=4e-3")
-_LAMBDAS = ("ewc_lambda=1e2", "ewc_lambda=1e3", "ewc_lambda=1e4", "ewc_lambda=1e5")
-SWEPT = {
-    "none": _RATES,
-    "fold": _RATES,
-    "ewc": _LAMBDAS,
-    "ewc-dc": _LAMBDAS,
-    "dsc": tuple(f"dsc_scores={scores} dsc_eps={eps}" for eps in (1.0, 10.0) for scores in (0.01, 0.1)),
-    "dsc+ewc-dc": tuple(f"ewc_lambda={weight} dsc_scores={scores}" for scores in (0.01, 0.1) for weight in (1e3, 1e4)),
-    "c-lora": ("c_lora_lambda=10", "c_lora_lambda=1e2", "c_lora_lambda=1e3", "c_lora_lambda=1e4"),
-    "null-space": ("null_energy=1e-4", "null_energy=1e-3", "null_energy=1e-2", "null_energy=5e-2"),
-}
-"""What is tried of each method on the sweep concepts: as many runs for each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One run: which concepts in which order, taught how."""
-
-    method: str
-    order: int
-    seed: int
-    concepts: int
-    split: str
-    settings: Settings
-
-    @property
-    def names(self) -> list[str]:
-        names = list(CONCEPTS[self.split][: self.concepts])
-        return [names[i] for i in np.random.default_rng(self.order).permutation(len(names))] if self.order else names
-
-    def key(self, base: BaseModel) -> dict[str, Any]:
-        given = {k: v for k, v in self.settings.dump().items() if v != Settings().dump()[k] or k == "steps"}
-        return {
-            "benchmark": "forgetting", "method": self.method, "order": self.order, "seed": self.seed, "concepts": self.concepts,
-            "split": self.split, "settings": given, "base": base.spec.entry.fingerprint.weights[:12], "sources": sources(),
-        }  # fmt: skip
-
-
-def sources() -> str:
-    """A hash of the code that a result depends on."""
-    digest = hashlib.sha256()
-    for path in sorted(p for pattern in SOURCES for p in ROOT.glob(pattern)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def teach(
@@ -174,7 +102,15 @@ def fastest(base: BaseModel) -> Engine:
     return open_engine(bundle=bundle, threads=torch.get_num_threads())
 
 
-def run(base: BaseModel, asked: Run, folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a run found, and what each concept looked like at its end."""
+
+    line: dict[str, Any]
+    pictures: list[Image.Image]
+
+
+def run(base: BaseModel, asked: Run, folder: Path) -> Outcome:
     """Teach and measure; `alone` reports each concept as its own adapter draws it."""
     made = [pictures(name, CONCEPTS[asked.split].index(name)) for name in asked.names]
     adapters, seconds = teach(base, asked, [taught for taught, _ in made], folder)
@@ -190,7 +126,7 @@ def run(base: BaseModel, asked: Run, folder: Path) -> dict[str, Any]:
         }
         classes = Classes.of(np.stack([lite0_layout(rendered(engine, others), *JUDGE) for _, others in made]))
         if asked.method == "alone":
-            parts = [evaluate(engine, [a], encode, real, each=EACH, steps=STEPS) for a in adapters]
+            parts = [evaluate(engine, [a], encode, real, each=EACH, steps=STEPS, shown=DRAWN) for a in adapters]
             drawn = {j: part.pictures[0][0] for j, part in enumerate(parts)}
             seen = [classes.right(lite0_layout(images, *JUDGE), j) for j, images in drawn.items()]
             near = [part.alignment[0][0] for part in parts]
@@ -198,19 +134,21 @@ def run(base: BaseModel, asked: Run, folder: Path) -> dict[str, Any]:
                 "alignment": _mean(near),
                 "last_alignment": round(near[-1], 4),
                 "recognised": _mean(seen),
+                "by_concept": near,
+                "seconds": _mean(seconds),
             }
-            return measured | {"by_concept": near, "seconds": _mean(seconds)} | how
+            return Outcome(measured | how, [images[0] for images in drawn.values()])
         if asked.method == "joint":
-            measured = evaluate_joint(engine, adapters[0], real, classes)
-            return measured | {"seconds": seconds[0]} | how
-        whole = evaluate(engine, adapters, encode, real, each=EACH, steps=STEPS)
+            measured, images = evaluate_joint(engine, adapters[0], real, classes)
+            return Outcome(measured | {"seconds": seconds[0]} | how, images)
+        whole = evaluate(engine, adapters, encode, real, each=EACH, steps=STEPS, shown=DRAWN)
     n = len(made)
     seen = {
         j: [classes.right(lite0_layout(images, *JUDGE), i) for i, images in row.items()]
         for j, row in whole.pictures.items()
     }
     metrics = [a.manifest.metrics for a in adapters]
-    return {
+    line = {
         **whole.summary(),
         "last_alignment": round(whole.alignment[n - 1][n - 1], 4),
         "recognised_learned": _mean([seen[i][i] for i in range(n)]),
@@ -224,23 +162,26 @@ def run(base: BaseModel, asked: Run, folder: Path) -> dict[str, Any]:
         "alignment_matrix": [[round(v, 3) for v in row.values()] for row in whole.alignment.values()],
         "kept_matrix": [[round(v, 3) for v in row.values()] for row in whole.kept.values()],
         "recognised_matrix": [[round(v, 3) for v in row] for row in seen.values()],
-    } | how
+    }
+    return Outcome(line | how, [images[0] for images in whole.pictures[n - 1].values()])
 
 
 def evaluate_joint(
     engine: Engine, adapter: Adapter, real: dict[str, list[Image.Image]], classes: Classes
-) -> dict[str, Any]:
-    """What `evaluate` says of the last version, of one with none before it. `real` and `classes` are in the concepts' order."""
+) -> tuple[dict[str, Any], list[Image.Image]]:
+    """What `evaluate` says of the last version, of one with none before it, and a picture of each concept.
+
+    `real` and `classes` are in the concepts' order.
+    """
     encode = encoder_for("builtin:")[1]
     texts = [wording.format(token) for token in adapter.tokens for wording in EVALUATED for _ in range(EACH)]
-    each = len(EVALUATED) * EACH
-    drawn = draw(engine, [*texts, *UNRELATED], adapter, STEPS, each)
-    prior, rows = encode(draw(engine, UNRELATED, None, STEPS, each)), encode(drawn)
-    groups = rows[: len(texts)].reshape(len(real), each, -1)
+    drawn = draw(engine, [*texts, *UNRELATED], adapter, STEPS, DRAWN)
+    prior, rows = encode(draw(engine, UNRELATED, None, STEPS, DRAWN)), encode(drawn)
+    groups = rows[: len(texts)].reshape(len(real), DRAWN, -1)
     known = [encode(rendered(engine, pictures)) for pictures in real.values()]
     near = [alignment(*pair) for pair in zip(known, groups, strict=True)]
-    layout = lite0_layout(drawn[: len(texts)], *JUDGE).reshape(len(real), each, -1)
-    return {
+    layout = lite0_layout(drawn[: len(texts)], *JUDGE).reshape(len(real), DRAWN, -1)
+    measured = {
         "alignment": _mean(near),
         "last_alignment": round(near[-1], 4),
         "recognised": _mean([classes.right(own, i) for i, own in enumerate(layout)]),
@@ -249,6 +190,7 @@ def evaluate_joint(
         "drift": round(float(1 - (unit(prior) * unit(rows[len(texts) :])).sum(1).mean()), 4),
         "by_concept": near,
     }
+    return measured, drawn[: len(texts) : DRAWN]
 
 
 def merged(first: Adapter, second: Adapter) -> Adapter:
@@ -294,63 +236,18 @@ def do(base: BaseModel, asked: Run) -> None:
         if any(all(line.get(k) == v for k, v in key.items()) for line in committed()):
             return
         with tempfile.TemporaryDirectory() as folder:
-            result = run(base, asked, Path(folder))
+            outcome = run(base, asked, Path(folder))
         RESULTS.parent.mkdir(exist_ok=True)
+        line = key | outcome.line
         with RESULTS.open("a") as stream:
-            stream.write(json.dumps(key | result) + "\n")
-        print(json.dumps({k: v for k, v in (key | result).items() if not isinstance(v, list | dict)}), flush=True)
+            stream.write(json.dumps(line) + "\n")
+        if (asked.split, asked.concepts, asked.order, asked.seed) == ("test", 10, 0, 0):
+            keep_strip(asked.method, outcome.pictures)
+        print(json.dumps({k: v for k, v in line.items() if not isinstance(v, list | dict)}), flush=True)
 
 
 STEPS, EACH = 15, 3  # of drawing; pictures a wording
-COLUMNS = (
-    "alignment_learned", "alignment", "recognised_learned", "recognised", "dc_learned", "dc", "kept", "a_mmd", "f_mmd", "drift",
-    "seconds",
-)  # fmt: skip
-
-
-def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown: mean and standard error over the runs of each method and setting."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        own = {k: v for k, v in line["settings"].items() if k not in {"seed", "method", "steps"}}
-        name = line["method"] + (f" {own}" if own else "")
-        groups.setdefault(f"{name} ({line['split']}, {line['concepts']})", []).append(line)
-    rows = ["| method | runs | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for name, group in groups.items():
-        cells = []
-        for column in COLUMNS:
-            values = [g[column] for g in group if g.get(column) is not None]
-            error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-            cells.append(f"{np.mean(values):.3f}" + (f" ± {error:.3f}" if error else "") if values else "–")
-        rows.append(f"| {name} | {len(group)} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
-
-
-def settings_of(method: str, seed: int, given: Sequence[str]) -> Settings:
-    trained = "none" if method in BOUNDS else method
-    values = {k: json.loads(v) for k, v in (s.split("=") for s in given)}
-    return Settings.of({**values, "method": trained, "seed": seed})
-
-
-def swept(one: Run) -> list[Run]:
-    """Every method at each of its settings on six sweep concepts: all methods' first settings, then their second, and so on."""
-    return [
-        replace(
-            one, method=method, split="sweep", concepts=SWEPT_CONCEPTS, settings=settings_of(method, 0, given.split())
-        )
-        for settings in zip(*SWEPT.values(), strict=True)
-        for method, given in zip(SWEPT, settings, strict=True)
-    ]
-
-
-def whole(one: Run, given: Sequence[str]) -> list[Run]:
-    """Every method and bound in each order under each seed."""
-    return [
-        replace(one, method=method, order=order, seed=seed, settings=settings_of(method, seed, given))
-        for seed in SEEDS
-        for order in ORDERS
-        for method in (*METHODS, *BOUNDS)
-    ]
+DRAWN = len(EVALUATED) * EACH
 
 
 def main() -> None:
@@ -365,11 +262,16 @@ def main() -> None:
     arguments.add_argument("--all", action="store_true")
     arguments.add_argument("--sweep", action="store_true")
     arguments.add_argument("--table", action="store_true")
+    arguments.add_argument("--sheet", action="store_true")
     arguments.add_argument("--two", action="store_true", help="two concepts in one picture")
     arguments.add_argument("--pictures", type=int, default=100, help="with --two: of two concepts, and as many of one")
     asked = arguments.parse_args()
     if asked.table:
-        print(table([line for line in committed() if line["split"] == asked.split]))
+        lines = [line for line in committed() if line["split"] == asked.split]
+        print(table(lines) + (f"\n\n{differences(lines)}" if asked.split == "test" else ""))
+        return
+    if asked.sheet:
+        print(sheet([*METHODS, *BOUNDS]))
         return
     base = cpserve.load_base()
     one = Run(
@@ -387,7 +289,7 @@ def main() -> None:
             for m in ("none", "null-space")
         ]
         with tempfile.TemporaryDirectory() as folder:
-            lines = [each.key(base) | run(base, each, Path(folder)) for each in quick]
+            lines = [each.key(base) | run(base, each, Path(folder)).line for each in quick]
         print(table(lines))
     else:
         for each in swept(one) if asked.sweep else whole(one, asked.set) if asked.all else [one]:

@@ -38,7 +38,7 @@ class Evaluation:
     Against real pictures, for the concepts that have some: `alignment` (mean cosine), `a_mmd` (squared maximum mean
     discrepancy, at the end), `dc` (the share that diffusion-classifier scores put right among the version's concepts).
     `f_mmd` is between pictures when learned and at the end, `drift[j]` the mean cosine distance of unrelated prompts' pictures
-    from the base's. `pictures[j][i]` are what was drawn.
+    from the base's. `pictures[j][i]` are the first of those drawn.
     """
 
     concepts: tuple[str, ...]
@@ -80,11 +80,13 @@ def evaluate(
     *,
     each: int = 3,
     steps: int = 20,
+    shown: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate a lineage: `versions[j]` knows j + 1 concepts, those before it among them.
 
-    `real` holds pictures by concept that were not learned from; `each` pictures are drawn under every wording.
+    `real` holds pictures by concept that were not learned from; `each` pictures are drawn under every wording, and of all of
+    a concept's under a version `shown` are given back.
     """
     concepts = tuple(c.name for c in versions[-1].manifest.concepts)
     tokens, n = versions[-1].tokens, len(versions)
@@ -97,9 +99,9 @@ def evaluate(
         texts = [[wording.format(token) for wording in EVALUATED for _ in range(each)] for token in tokens[: j + 1]]
         drawn = draw(engine, [*(text for group in texts for text in group), *UNRELATED], version, steps, seeds)
         rows = encode(drawn).reshape(len(drawn), -1)
-        groups = rows[: -len(UNRELATED)].reshape(j + 1, len(texts[0]), -1)
+        groups = rows[: -len(UNRELATED)].reshape(j + 1, seeds, -1)
         features[j] = dict(enumerate(groups))
-        pictures[j] = {i: drawn[i * len(texts[0]) : (i + 1) * len(texts[0])] for i in range(j + 1)}
+        pictures[j] = {i: drawn[i * seeds : (i + 1) * seeds][:shown] for i in range(j + 1)}
         drift.append(float(1 - (prior * unit(rows[-len(UNRELATED) :])).sum(1).mean()))
         judged = [i for i in known if i == j or (j == n - 1 and i <= j)]
         dc[j] = {i: dc_accuracy(engine, version, real[concepts[i]], concepts[i]) for i in judged}

@@ -236,7 +236,8 @@ def _penalty(lesson: Lesson, model: Trainable) -> Penalty | None:
     kept = lesson.start.training.get("ewc", {})
     if lesson.method.fisher and kept:
         theta = {k: lesson.start.lora[k].float() for k in kept}
-        return Anchor(theta, kept, lesson.settings.ewc_lambda).term
+        weight = lesson.settings.dc_lambda if lesson.method.fisher == "dc" else lesson.settings.ewc_lambda
+        return Anchor(theta, kept, weight).term
     if lesson.method.overlap and model.frozen:
         return Overlap.of(model.sites, model.frozen, lesson.settings.c_lora_lambda).term
     return None

@@ -43,8 +43,10 @@ class Settings:
     """Crops and flips of each picture, made and encoded once."""
     seed: int = 0
     """Of everything random: the same seed, pictures and threads give the same adapter, bit for bit."""
-    ewc_lambda: float = 1e4
-    """EWC's weight of the quadratic penalty, for `ewc` and `ewc-dc` [F: the term; O: the value]."""
+    ewc_lambda: float = 1e6
+    """EWC's weight of the quadratic penalty, for `ewc` [B: the term; O: the value]."""
+    dc_lambda: float = 10.0
+    """The same for `ewc-dc` and `dsc+ewc-dc`, whose Fisher is that much larger [F: the term; O: the value]."""
     fisher_draws: int = 64
     """Draws of (picture, timestep, noise) for the Fisher information [O]."""
     fisher_decay: float = 1.0
@@ -69,7 +71,7 @@ class Settings:
     """Weight of the loss on pictures of the class that the base drew (DreamBooth, Ruiz et al. 2023) [B]; 0: no such pictures."""
     prior_pictures: int = 32
     """Pictures of the class drawn for it."""
-    null_energy: float = 1e-3
+    null_energy: float = 1e-2
     """Null space: the largest share of a protected prompt's state that may lie outside the basis [O]."""
 
     def __post_init__(self) -> None:

@@ -1,0 +1,149 @@
+"""Which runs `forgetting.py` is made of: concepts, orders, seeds, and every method's settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpserve.base import BaseModel
+from trainer import METHODS, Settings
+
+ROOT = Path(__file__).parents[1]
+SOURCES = (
+    "trainer/**/*.py",
+    "cpserve/score.py",
+    "cpserve/prompt_kv.py",
+    "cpserve/schedule.py",
+    "cpserve/sample.py",
+    "cpserve/drawing.py",
+    "cpserve/evaluation.py",
+    "cpserve/measures.py",
+    "cpserve/features.py",
+    "cpserve/recognition.py",
+    "cpserve/elimination.py",
+    "benchmarks/teach.py",
+    "benchmarks/lite0.py",
+    "benchmarks/joint.py",
+)
+BOUNDS = ("alone", "joint")
+CONCEPTS = {
+    "test": (
+        "baseball", "crab", "bicycle", "cookie", "drum", "fire engine", "jeans", "lizard", "rose", "telescope",
+        "ant", "canoe", "hot beverage", "snowman without snow", "palm tree", "joystick", "ice cream", "monkey",
+        "lollipop", "tulip", "shrimp", "bed", "rabbit face", "red apple", "cheese wedge",
+    ),
+    "sweep": (
+        "anchor", "Christmas tree", "shark", "watermelon", "egg", "hot springs",
+        "party popper", "rocket", "cat face", "rice cracker",
+    ),
+}  # fmt: skip
+ORDERS, SEEDS = (0, 1), (0, 1, 2)
+SWEPT_CONCEPTS = 6
+_RATES = (
+    "factor_rate=5e-4", "factor_rate=1e-3", "factor_rate=2e-3", "factor_rate=4e-3",
+    "factor_rate=2.5e-4", "factor_rate=5e-4 token_rate=5e-3",
+)  # fmt: skip
+SWEPT = {
+    "none": _RATES,
+    "fold": _RATES,
+    "ewc": (
+        "ewc_lambda=1e2", "ewc_lambda=1e3", "ewc_lambda=1e4", "ewc_lambda=1e5", "ewc_lambda=1e6", "ewc_lambda=1e7",
+    ),
+    "ewc-dc": ("dc_lambda=1e2", "dc_lambda=1e3", "dc_lambda=1e4", "dc_lambda=1e5", "dc_lambda=10", "dc_lambda=1"),
+    "dsc": (
+        *(f"dsc_scores={scores} dsc_eps={eps}" for eps in (1.0, 10.0) for scores in (0.01, 0.1)),
+        "dsc_scores=0.01 dsc_eps=100", "dsc_scores=0.01 dsc_eps=10 factor_rate=5e-4",
+    ),
+    "dsc+ewc-dc": (
+        *(f"dc_lambda={weight} dsc_scores={scores}" for scores in (0.01, 0.1) for weight in (1e3, 1e4)),
+        "dc_lambda=1e2 dsc_scores=0.1", "dc_lambda=10 dsc_scores=0.1",
+    ),
+    "c-lora": (
+        "c_lora_lambda=10", "c_lora_lambda=1e2", "c_lora_lambda=1e3", "c_lora_lambda=1e4",
+        "c_lora_lambda=1", "c_lora_lambda=10 factor_rate=1e-3",
+    ),
+    "null-space": (
+        "null_energy=1e-4", "null_energy=1e-3", "null_energy=1e-2", "null_energy=5e-2",
+        "null_energy=1e-2 factor_rate=1e-3", "null_energy=1e-2 factor_rate=5e-4",
+    ),
+}  # fmt: skip
+"""What is tried of each method on the sweep concepts: as many runs for each, the last two where the first four pointed."""
+
+CHOSEN = {
+    "none": "factor_rate=2.5e-4",
+    "fold": "factor_rate=5e-4",
+    "ewc": "ewc_lambda=1e6",
+    "ewc-dc": "dc_lambda=10",
+    "dsc": "dsc_scores=0.01 dsc_eps=1.0",
+    "dsc+ewc-dc": "dc_lambda=1e3 dsc_scores=0.1",
+    "c-lora": "c_lora_lambda=1e2",
+    "null-space": "null_energy=1e-2",
+    "alone": "",
+    "joint": "",
+}
+"""Of those, what has the largest sum of alignment, share recognised and diffusion-classifier accuracy at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run: which concepts in which order, taught how."""
+
+    method: str
+    order: int
+    seed: int
+    concepts: int
+    split: str
+    settings: Settings
+
+    @property
+    def names(self) -> list[str]:
+        names = list(CONCEPTS[self.split][: self.concepts])
+        return [names[i] for i in np.random.default_rng(self.order).permutation(len(names))] if self.order else names
+
+    def key(self, base: BaseModel) -> dict[str, Any]:
+        given = {k: v for k, v in self.settings.dump().items() if v != Settings().dump()[k] or k == "steps"}
+        return {
+            "benchmark": "forgetting", "method": self.method, "order": self.order, "seed": self.seed, "concepts": self.concepts,
+            "split": self.split, "settings": given, "base": base.spec.entry.fingerprint.weights[:12], "sources": sources(),
+        }  # fmt: skip
+
+
+def sources() -> str:
+    """A hash of the code that a result depends on."""
+    digest = hashlib.sha256()
+    for path in sorted(p for pattern in SOURCES for p in ROOT.glob(pattern)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def settings_of(method: str, seed: int, given: Sequence[str]) -> Settings:
+    trained = "none" if method in BOUNDS else method
+    values = {k: json.loads(v) for k, v in (s.split("=") for s in given)}
+    return Settings.of({**values, "method": trained, "seed": seed})
+
+
+def swept(one: Run) -> list[Run]:
+    """Every method at each of its settings on six sweep concepts: all methods' first settings, then their second, and so on."""
+    return [
+        replace(
+            one, method=method, split="sweep", concepts=SWEPT_CONCEPTS, settings=settings_of(method, 0, given.split())
+        )
+        for settings in zip(*SWEPT.values(), strict=True)
+        for method, given in zip(SWEPT, settings, strict=True)
+    ]
+
+
+def whole(one: Run, given: Sequence[str]) -> list[Run]:
+    """Every method and bound in each order under each seed, at its chosen settings."""
+    return [
+        replace(one, method=m, order=order, seed=seed, settings=settings_of(m, seed, [*CHOSEN[m].split(), *given]))
+        for seed in SEEDS
+        for order in ORDERS
+        for m in (*METHODS, *BOUNDS)
+    ]

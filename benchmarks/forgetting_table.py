@@ -1,0 +1,63 @@
+"""What the lines of `forgetting.py` come to: means with standard errors, and paired differences to the default method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer import Settings
+
+Lines = Sequence[dict[str, Any]]
+COLUMNS = (
+    "alignment_learned", "alignment", "last_alignment", "recognised_learned", "recognised", "dc_learned", "dc", "kept", "a_mmd",
+    "f_mmd", "drift", "update_first", "update_last", "seconds", "peak_mb",
+)  # fmt: skip
+COMPARED = ("alignment", "recognised", "dc", "kept", "a_mmd", "f_mmd", "drift")
+DEFAULT = Settings().method
+
+
+def measured(line: dict[str, Any], column: str) -> float | None:
+    """A column's value in one run; `update_*` are the sum of `|B A|` that the first and the last concept added."""
+    if column.startswith("update_"):
+        return line["update_l1"][0 if column == "update_first" else -1] if "update_l1" in line else None
+    return line.get(column)
+
+
+def cell(values: Sequence[float]) -> str:
+    """A mean and its standard error."""
+    if not values:
+        return "–"
+    digits = 3 if max(map(abs, values)) < 10 else 0
+    error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{error}"
+
+
+def rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
+
+
+def table(lines: Lines) -> str:
+    """Every method and setting: the mean over its runs."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        own = {k: v for k, v in line["settings"].items() if k not in {"seed", "method", "steps"}}
+        groups.setdefault(" ".join([line["method"], *(f"{k}={v}" for k, v in own.items())]), []).append(line)
+    body = []
+    for name, group in groups.items():
+        columns = [[m for line in group if (m := measured(line, column)) is not None] for column in COLUMNS]
+        body.append([name, str(len(group)), *map(cell, columns)])
+    return rows(["method", "runs", *COLUMNS], body)
+
+
+def differences(lines: Lines) -> str:
+    """Every other method's runs less the default method's of the same order and seed."""
+    ours = {(line["order"], line["seed"]): line for line in lines if line["method"] == DEFAULT}
+    body = []
+    for method in dict.fromkeys(line["method"] for line in lines if line["method"] != DEFAULT):
+        pairs = [(o, x) for x in lines if x["method"] == method and (o := ours.get((x["order"], x["seed"])))]
+        cells = [cell([x[c] - o[c] for o, x in pairs if c in o and c in x]) for c in COMPARED]
+        body.append([f"{method} less {DEFAULT}", str(len(pairs)), *cells])
+    return rows(["", "pairs", *COMPARED], body)

@@ -157,6 +157,7 @@ def run(base: BaseModel, asked: Run, folder: Path) -> Outcome:
         "training_bytes": sum(t.nbytes for group in adapters[-1].training.values() for t in group.values()),
         "adapter_bytes": sum(t.nbytes for t in adapters[-1].lora.values()),
         "kv_change": [m["largest_kv_change"] for m in metrics],
+        "unseen_kv_change": [m["largest_unseen_kv_change"] for m in metrics],
         "update_l1": [m["update_l1"] for m in metrics],
         "own_dc_accuracy": [m["own_dc_accuracy"] for m in metrics],
         "alignment_matrix": [[round(v, 3) for v in row.values()] for row in whole.alignment.values()],

@@ -27,7 +27,7 @@ from trainer.penalties.c_lora import Overlap, updates
 from trainer.penalties.ewc import Anchor, decay
 from trainer.penalties.null_space import extend_basis, largest_change
 from trainer.record import Record, Run
-from trainer.settings import GENERIC_PROMPT, PROTECTED, TEMPLATES, Settings
+from trainer.settings import GENERIC_PROMPT, PROTECTED, TEMPLATES, UNSEEN, Settings
 
 LIBRARIES = ("cpserve", "torch", "diffusers", "transformers")
 
@@ -258,16 +258,22 @@ def _protected_basis(lesson: Lesson, earlier: Tensor, token: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _measured(lesson: Lesson, task: Task, lora: Tensors) -> dict[str, float]:
-    """Of this lesson, whatever the method: how far the K,V of earlier prompts moved, how large the update is (the sum of
-    `|B A|`), and how many of the concept's own pictures were told from the others.
+    """Of this lesson, whatever the method: how far the K,V of earlier concepts moved, under the protected wordings and under
+    unseen ones, how large the update is (the sum of `|B A|`), and how many of the concept's own pictures were told from the others.
     """
     sites, before = lesson.base.spec.sites, {k: t.float() for k, t in lesson.start.lora.items()}
-    ids = lesson.ids(_protected_texts(lesson.start.tokens))
-    e, _ = sites.split(states(lesson.base, ids, task.earlier, task.trainable.token).float())
+
+    def moved(texts: Sequence[str]) -> float:
+        e, _ = sites.split(states(lesson.base, lesson.ids(texts), task.earlier, task.trainable.token).float())
+        return round(largest_change(sites.project(e, before), sites.project(e, lora)), 6)
+
     old, new = updates(sites, before), updates(sites, lora)
     size = sum(float((new[k] - old[k] if k in old else new[k]).abs().sum()) for k in new)
     return {
-        "largest_kv_change": round(largest_change(sites.project(e, before), sites.project(e, lora)), 6),
+        "largest_kv_change": moved(_protected_texts(lesson.start.tokens)),
+        "largest_unseen_kv_change": moved(
+            [wording.format(t) for t in lesson.start.tokens or [""] for wording in UNSEEN]
+        ),
         "update_l1": round(size, 3),
         "own_dc_accuracy": round(own_accuracy(task, lesson.tokens, lora), 3),
     }

@@ -15,6 +15,9 @@ TEMPLATES = ("a photo of {}", "a picture of {}", "a drawing of {}", "{}")
 PROTECTED = (*TEMPLATES, *(f"a photo of {{}} on a {c} background" for c in ("white", "red", "green", "blue")))
 """Wordings whose K,V `null-space` keeps for earlier concepts; more than were learned under, as users write more."""
 
+UNSEEN = ("a {} in a garden at night", "my {}, seen from above", "an oil painting of {}", "{} next to a tree")
+"""Wordings that nobody learns under and nothing protects: how far their K,V move says what a bound on the others is worth."""
+
 GENERIC_PROMPT = "a photo"
 """c_0, the pretrained concept that diffusion-classifier scores compare with."""
 

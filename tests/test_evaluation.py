@@ -17,7 +17,7 @@ from cpserve.cli import main
 from cpserve.engines.eager import EagerEngine
 from cpserve.evaluation import EVALUATED, Evaluation, evaluate
 from tests.lessons import QUICK, concept, learned
-from trainer.settings import PROTECTED, TEMPLATES
+from trainer.settings import PROTECTED, TEMPLATES, UNSEEN
 
 
 def colours(pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_only_what_has_real_pictures_is_compared_with_them(made: Evaluation) -> 
 
 def test_evaluation_prompts_occur_nowhere_in_training() -> None:
     """None of them is a template or a protected wording."""
-    assert not set(EVALUATED) & {*TEMPLATES, *PROTECTED}
+    assert not {*EVALUATED, *UNSEEN} & {*TEMPLATES, *PROTECTED}
 
 
 def test_the_command_writes_numbers_and_a_picture(tmp_path: Path) -> None:

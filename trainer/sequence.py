@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -29,6 +29,7 @@ from trainer.penalties.null_space import extend_basis, largest_change
 from trainer.record import Record, Run
 from trainer.settings import GENERIC_PROMPT, PROTECTED, TEMPLATES, UNSEEN, Settings
 
+PROMPTS = 16  # at a time: 120 MB of K,V of Stable Diffusion 1.5
 LIBRARIES = ("cpserve", "torch", "diffusers", "transformers")
 
 
@@ -248,12 +249,17 @@ def _protected_texts(tokens: Sequence[str]) -> list[str]:
     return ["", *(wording.format(token) for token in tokens for wording in PROTECTED)]
 
 
+def _states(lesson: Lesson, texts: Sequence[str], earlier: Tensor, token: Tensor) -> Iterator[Tensor]:
+    """The states `[P,S,d]` of prompts, some at a time: a big base's K,V of all of them would fill the memory."""
+    for ids in lesson.ids(texts).split(PROMPTS):
+        yield lesson.base.spec.sites.split(states(lesson.base, ids, earlier, token).float())[0]
+
+
 @torch.no_grad()
 def _protected_basis(lesson: Lesson, earlier: Tensor, token: Tensor) -> Tensor:
     """Q `[d,q]` of the prompts known before this lesson; from text alone."""
-    ids = lesson.ids(_protected_texts(lesson.start.tokens))
-    e, _ = lesson.base.spec.sites.split(states(lesson.base, ids, earlier, token))
-    return extend_basis(e.new_zeros(e.shape[-1], 0), e.float(), lesson.settings.null_energy)
+    e = torch.cat([*_states(lesson, _protected_texts(lesson.start.tokens), earlier, token)])
+    return extend_basis(e.new_zeros(e.shape[-1], 0), e, lesson.settings.null_energy)
 
 
 @torch.no_grad()
@@ -264,8 +270,8 @@ def _measured(lesson: Lesson, task: Task, lora: Tensors) -> dict[str, float]:
     sites, before = lesson.base.spec.sites, {k: t.float() for k, t in lesson.start.lora.items()}
 
     def moved(texts: Sequence[str]) -> float:
-        e, _ = sites.split(states(lesson.base, lesson.ids(texts), task.earlier, task.trainable.token).float())
-        return round(largest_change(sites.project(e, before), sites.project(e, lora)), 6)
+        parts = _states(lesson, texts, task.earlier, task.trainable.token)
+        return round(max(largest_change(sites.project(e, before), sites.project(e, lora)) for e in parts), 6)
 
     old, new = updates(sites, before), updates(sites, lora)
     size = sum(float((new[k] - old[k] if k in old else new[k]).abs().sum()) for k in new)

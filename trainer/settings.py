@@ -12,8 +12,14 @@ from trainer.methods import METHODS
 TEMPLATES = ("a photo of {}", "a picture of {}", "a drawing of {}", "{}")
 """Wordings that a concept is learned under: neutral, since nobody said what else its pictures show."""
 
-PROTECTED = (*TEMPLATES, *(f"a photo of {{}} on a {c} background" for c in ("white", "red", "green", "blue")))
-"""Wordings whose K,V `null-space` keeps for earlier concepts; more than were learned under, as users write more."""
+PROTECTED = (
+    *TEMPLATES, *(f"a photo of {{}} on a {c} background" for c in ("white", "red", "green", "blue")),
+    "a {} on the table", "{} at night", "a small {}", "a big {} in the middle", "two pictures of {} side by side",
+    "{} and a house", "the {} is blue", "what a lovely {}", "{} in the snow", "a close-up of {}", "a cartoon of {}",
+    "{} with a hat", "a statue of {}", "a toy shaped like {}", "{} on the beach", "look at the {}",
+)  # fmt: skip
+"""Wordings whose K,V `null-space` keeps for earlier concepts. As users write others still, many different ones count for
+more than each of them kept exactly (LOG.md)."""
 
 UNSEEN = ("a {} in a garden at night", "my {}, seen from above", "an oil painting of {}", "{} next to a tree")
 """Wordings that nobody learns under and nothing protects: how far their K,V move says what a bound on the others is worth."""
@@ -74,7 +80,7 @@ class Settings:
     """Weight of the loss on pictures of the class that the base drew (DreamBooth, Ruiz et al. 2023) [B]; 0: no such pictures."""
     prior_pictures: int = 32
     """Pictures of the class drawn for it."""
-    null_energy: float = 1e-2
+    null_energy: float = 5e-2
     """Null space: the largest share of a protected prompt's state that may lie outside the basis [O]."""
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ def extend_basis(basis: Tensor, e: Tensor, energy: float) -> Tensor:
     left = rows - rows @ q @ q.T
     if float(left.pow(2).sum(1).max()) <= energy:
         return basis
-    directions = torch.linalg.svd(left, full_matrices=False).Vh
+    directions = torch.linalg.svd(torch.linalg.qr(left, mode="r").R, full_matrices=False).Vh
     kept = (left @ directions.T).pow(2).cumsum(1)
     outside = (left.pow(2).sum(1, keepdim=True) - kept).max(0).values
     count = int((outside > energy).sum()) + 1

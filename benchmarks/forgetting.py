@@ -41,7 +41,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
-from benchmarks.forgetting_runs import BOUNDS, CONCEPTS, ROOT, Run, settings_of, swept, whole
+from benchmarks.forgetting_runs import BOUNDS, CONCEPTS, ROOT, Run, settings_of, sources, swept, whole
 from benchmarks.forgetting_table import differences, table
 from benchmarks.joint import learn_jointly
 from benchmarks.lite0 import JUDGE, Classes, lite0_layout
@@ -269,7 +269,8 @@ def main() -> None:
     asked = arguments.parse_args()
     if asked.table:
         lines = [line for line in committed() if line["split"] == asked.split]
-        print(table(lines) + (f"\n\n{differences(lines)}" if asked.split == "test" else ""))
+        now = [line for line in lines if (line["sources"], line["concepts"]) == (sources(), asked.concepts)]
+        print(table(lines) + (f"\n\n{differences(now)}" if now else ""))
         return
     if asked.sheet:
         print(sheet([*METHODS, *BOUNDS]))

@@ -40,11 +40,12 @@ def rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def table(lines: Lines) -> str:
-    """Every method and setting: the mean over its runs."""
+    """Every method and setting: the mean over its runs of as many concepts with the same sources."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         own = {k: v for k, v in line["settings"].items() if k not in {"seed", "method", "steps"}}
-        groups.setdefault(" ".join([line["method"], *(f"{k}={v}" for k, v in own.items())]), []).append(line)
+        name = " ".join([line["method"], *(f"{k}={v}" for k, v in own.items())])
+        groups.setdefault(f"{name} ({line['concepts']} concepts, {line['sources']})", []).append(line)
     body = []
     for name, group in groups.items():
         columns = [[m for line in group if (m := measured(line, column)) is not None] for column in COLUMNS]

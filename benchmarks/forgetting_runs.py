@@ -83,7 +83,7 @@ CHOSEN = {
     "dsc": "dsc_scores=0.01 dsc_eps=10 factor_rate=5e-4",
     "dsc+ewc-dc": "dc_lambda=10 dsc_scores=0.1",
     "c-lora": "c_lora_lambda=1e2",
-    "null-space": "null_energy=5e-2",
+    "null-space": "null_energy=5e-2 factor_rate=1e-3",
     "alone": "",
     "joint": "",
 }

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 
 from cpserve.base import BaseModel
@@ -38,6 +42,7 @@ from export.plan_from_onnx import profiles, write_plan
 from export.target import Target, resolve
 
 LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
+LOCK = "building.lock"
 Progress = Callable[[str], None]
 
 
@@ -78,14 +83,28 @@ class Plan:
         if self.action == "up to date":
             return read_bundle(self.out)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{self.out.name}.", dir=self.out.parent) as beside:
-            made = Path(beside) / "bundle"
+        with _beside(self.out) as beside:
+            made = beside / "bundle"
             bundle = _build(self, made, progress or (lambda _: None))
             # the old one steps aside, the new one steps in; only then is the old one deleted, with the folder beside
             if self.out.exists():
-                self.out.rename(Path(beside) / "old")
+                self.out.rename(beside / "old")
             made.rename(self.out)
         return replace(bundle, root=self.out)
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder to build in, on the disk of `out`; what is left in it goes away, and so do those that killed exports left.
+
+    The lock in a folder tells whether its export lives.
+    """
+    prefix = f".{out.name}."
+    for lock in out.parent.glob(f"{escape(prefix)}*/{LOCK}"):
+        with suppress(Timeout), FileLock(lock, blocking=False):
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as beside, FileLock(Path(beside) / LOCK):
+        yield Path(beside)
 
 
 def export_onnx(base: BaseModel, out: Path, *, progress: Progress | None = None) -> Bundle:

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from filelock import FileLock
 
 from cpserve.base import BaseModel, load_base
 from cpserve.bundle import FILE_NAME, read_bundle
@@ -283,3 +284,15 @@ def test_inputs_are_the_signatures(base: BaseModel, bundles: dict[str, Path], sh
         assert given.name == expected.name
         for axis, size in zip(given.type.tensor_type.shape.dim, expected.axes, strict=True):
             assert axis.dim_value == (0 if isinstance(size, str) else size)
+
+
+@pytest.mark.usefixtures("bundle", "traced")
+def test_what_killed_exports_left_goes_away(base: BaseModel, tmp_path: Path) -> None:
+    """The next export to the same place removes a dead one's folder, and leaves that of a living one and other people's."""
+    dead, alive, other = (tmp_path / "place" / name for name in (".out.dead", ".out.alive", ".out.mine"))
+    for folder in (dead, alive, other):
+        (folder / "bundle").mkdir(parents=True)
+    (dead / build.LOCK).touch()
+    with FileLock(alive / build.LOCK):
+        export_onnx(base, tmp_path / "place" / "out")
+    assert {p.name for p in (tmp_path / "place").iterdir()} == {"out", ".out.alive", ".out.mine"}

@@ -20,6 +20,7 @@ from cpserve.recognition import NONE, Judging, classify, measure
 from tests.lessons import QUICK, learned
 
 BASE = "sd21"
+HEAD = b"picture,adapter,draws,error,label,evaluations,dog,cat,none of these\r\n"
 
 
 def noise(seed: int) -> Image.Image:
@@ -48,8 +49,8 @@ def run(place: Path, folders: dict[str, Path], *args: object, code: int = 0) -> 
 def assert_alike(one: bytes, other: bytes) -> None:
     """Equal but for a batch's rounding in the probabilities."""
     for row, wanted in zip(*(list(csv.reader(io.StringIO(t.decode()))) for t in (one, other)), strict=True):
-        assert row[:4] == wanted[:4]
-        assert row[:1] == ["picture"] or np.allclose(np.float64(row[4:]), np.float64(wanted[4:]), atol=1e-3)
+        assert row[:6] == wanted[:6]
+        assert row[:1] == ["picture"] or np.allclose(np.float64(row[6:]), np.float64(wanted[6:]), atol=1e-3)
 
 
 def test_a_stopped_table_goes_on(place: Path, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -62,18 +63,20 @@ def test_a_stopped_table_goes_on(place: Path, folders: dict[str, Path], tmp_path
         table.write_bytes(straight[:cut])
         run(place, folders, "--out", table, "--resume")
         assert_alike(table.read_bytes(), straight)
-    forged = rows[1].replace(b",pets@v1,", b",pets@v1,", 1).replace(b"0.", b"7.")
+    forged = rows[1].replace(b",0.01,", b",1e-2,").replace(b"0.", b"7.").replace(b",1e-2,", b",0.01,")
     table.write_bytes(rows[0] + forged)
     run(place, folders, "--out", table, "--resume")
     assert table.read_bytes().splitlines(keepends=True)[1] == forged
 
 
 def test_a_table_is_never_lost(place: Path, folders: dict[str, Path], tmp_path: Path) -> None:
-    """One that is there is not written over unasked, nor mixed with what another version said."""
+    """One that is there is not written over unasked, nor mixed with what another version said or what was judged otherwise."""
     table = tmp_path / "labels.csv"
     for content in (
         b"mine\r\n",
-        b"picture,adapter,label,evaluations,dog,cat,none of these\r\na.png,pets@v9,dog,4,1,0,0\r\n",
+        HEAD + b"a.png,pets@v9,2,0.01,dog,4,1,0,0\r\n",
+        HEAD + b"a.png,pets@v1,4,0.01,dog,4,1,0,0\r\n",
+        HEAD + b"a.png,pets@v1,2,0.05,dog,4,1,0,0\r\n",
     ):
         table.write_bytes(content)
         assert "--resume" in run(place, folders, "--out", table, code=1)

@@ -13,25 +13,32 @@ from cpserve.cli._border import writing
 from cpserve.errors import CpserveError
 
 if TYPE_CHECKING:
-    from cpserve.recognition import Answer
+    from cpserve.recognition import Answer, Judging
 
 Labelled = list[tuple[str, "Answer"]]
-FIXED = ("picture", "adapter", "label", "evaluations")  # the probability of every label follows
+FIXED = ("picture", "adapter", "draws", "error", "label", "evaluations")  # the probability of every label follows
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A CSV file of what one version of an adapter said of pictures."""
+    """A CSV file of what one version of an adapter said of pictures, all judged alike."""
 
     path: Path
     adapter: str
+    judging: Judging
     labels: tuple[str, ...]
+
+    @property
+    def maker(self) -> tuple[str, str, str]:
+        """What every row says of how it was made."""
+        return self.adapter, str(self.judging.draws), str(self.judging.error)
 
     def begin(self, *, resume: bool) -> Labelled:
         """What a stopped run had judged; the table is left with whole rows only.
 
         Raises:
-            CpserveError: there is a table and it is not to be gone on with, or another adapter made it; or the disk refuses.
+            CpserveError: there is a table and it is not to be gone on with, or it was made with another
+                adapter or judged otherwise; or the disk refuses.
         """
         if self.path.exists() and not resume:
             hint = "go on with it: --resume; or choose another --out"
@@ -58,7 +65,7 @@ class LabelTable:
             [
                 (
                     where,
-                    self.adapter,
+                    *self.maker,
                     a.label,
                     a.evaluations,
                     *(f"{a.probabilities[label]:.6f}" for label in self.labels),
@@ -72,20 +79,23 @@ class LabelTable:
         whole = text[: text.rfind("\n") + 1]  # a killed run's last row may be cut short
         try:
             head, *rows = csv.reader(io.StringIO(whole, newline=""))
-            makers = {row[1] for row in rows}
+            makers = {tuple(row[1:4]) for row in rows}
             answers = [(row[0], self._answer(row)) for row in rows]
         except (ValueError, KeyError, IndexError, csv.Error):
             head, makers = [], set()
-        if tuple(head) != (*FIXED, *self.labels) or makers - {self.adapter}:
+        if tuple(head) != (*FIXED, *self.labels) or makers - {self.maker}:
+            adapter, draws, error = self.maker
             raise CpserveError(
-                f"{self.path} is no table of what {self.adapter} said", hint="choose another --out, or that adapter"
+                f"{self.path} is no table of what {adapter} said of pictures in {draws} draws at an error of {error}",
+                hint="choose another --out, or the --adapter, --draws and --error that it was made with",
             )
         return answers
 
     def _answer(self, row: Sequence[str]) -> Answer:
         from cpserve.recognition import Answer
 
-        _, _, label, spent, *chances = row
+        *_, label, spent = row[: len(FIXED)]
+        chances = row[len(FIXED) :]
         p = dict(zip(self.labels, map(float, chances), strict=True))
         return Answer(label, p[label], p, int(spent))
 

@@ -139,7 +139,7 @@ def _judging(draws: int | None, error: float | None) -> Judging:
 def _table(out: Path | None, name: str, adapter: Adapter, judging: Judging) -> LabelTable | None:
     from cpserve.recognition import labels_of
 
-    return LabelTable(out, name, tuple(labels_of(adapter, judging))) if out else None
+    return LabelTable(out, name, judging, tuple(labels_of(adapter, judging))) if out else None
 
 
 def _judge(

@@ -94,8 +94,7 @@ class LabelTable:
     def _answer(self, row: Sequence[str]) -> Answer:
         from cpserve.recognition import Answer
 
-        *_, label, spent = row[: len(FIXED)]
-        chances = row[len(FIXED) :]
+        _, _, _, _, label, spent, *chances = row
         p = dict(zip(self.labels, map(float, chances), strict=True))
         return Answer(label, p[label], p, int(spent))
 

@@ -13,7 +13,7 @@ by the sum of the two updates of `alone`.
     python benchmarks/forgetting.py --quick             # three concepts, two methods, under ten minutes
     python benchmarks/forgetting.py --sweep             # every method at four settings on six sweep concepts, as --all
     python benchmarks/forgetting.py --all               # every run that results/forgetting.jsonl lacks; one thread a process pays
-    python benchmarks/forgetting.py --table             # the README's table from the committed lines
+    python benchmarks/forgetting.py --table             # the README's tables from the committed lines (with --sweep: of the sweep)
     python benchmarks/forgetting.py --sheet             # its picture, from what the runs drew
     python benchmarks/forgetting.py --two [--method null-space] [--seed 0]      # one line in results/pairs.jsonl
 """
@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import resource
 import sys
 import tempfile
@@ -41,8 +42,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
-from benchmarks.forgetting_runs import BOUNDS, CONCEPTS, ROOT, Run, settings_of, sources, swept, whole
-from benchmarks.forgetting_table import differences, table
+from benchmarks.forgetting_runs import BOUNDS, CONCEPTS, ROOT, SWEPT_CONCEPTS, Run, settings_of, swept, whole
+from benchmarks.forgetting_table import differences, tables
 from benchmarks.joint import learn_jointly
 from benchmarks.lite0 import JUDGE, Classes, lite0_layout
 from benchmarks.pairs import measure
@@ -224,8 +225,9 @@ def committed() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def do(base: BaseModel, asked: Run) -> None:
+def do(asked: Run) -> None:
     """Run unless its line stands, or another process is at it, and append the line."""
+    base = cpserve.load_base()
     key = asked.key(base)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     lock = FileLock(Path(tempfile.gettempdir()) / f"cpserve-forgetting-{name}.lock", blocking=False)
@@ -245,6 +247,15 @@ def do(base: BaseModel, asked: Run) -> None:
         if (asked.split, asked.concepts, asked.order, asked.seed) == ("test", 10, 0, 0):
             keep_strip(asked.method, outcome.pictures)
         print(json.dumps({k: v for k, v in line.items() if not isinstance(v, list | dict)}), flush=True)
+
+
+def in_its_own_process(asked: Run) -> None:
+    """`do` in a process of its own, so that the peak memory is this run's."""
+    process = multiprocessing.get_context("spawn").Process(target=do, args=(asked,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(process.exitcode)
 
 
 STEPS, EACH = 15, 3  # of drawing; pictures a wording
@@ -267,11 +278,6 @@ def main() -> None:
     arguments.add_argument("--two", action="store_true", help="two concepts in one picture")
     arguments.add_argument("--pictures", type=int, default=100, help="with --two: of two concepts, and as many of one")
     asked = arguments.parse_args()
-    if asked.table:
-        lines = [line for line in committed() if line["split"] == asked.split]
-        now = [line for line in lines if (line["sources"], line["concepts"]) == (sources(), asked.concepts)]
-        print(table(lines) + (f"\n\n{differences(now)}" if now else ""))
-        return
     if asked.sheet:
         print(sheet([*METHODS, *BOUNDS]))
         return
@@ -280,6 +286,15 @@ def main() -> None:
         method=asked.method or "null-space", order=asked.order, seed=asked.seed, concepts=asked.concepts, split=asked.split,
         settings=settings_of(asked.method or "null-space", asked.seed, asked.set),
     )  # fmt: skip
+    runs = swept(one) if asked.sweep else whole(one, asked.set) if asked.all or asked.table else [one]
+    if asked.table:
+        lines, keys = committed(), [each.key(base) for each in runs]
+        if asked.sweep:  # settled once; its rows tell with which code
+            print(tables([line for line in lines if (line["split"], line["concepts"]) == ("sweep", SWEPT_CONCEPTS)]))
+        else:
+            now = [line for key in keys for line in lines if line.items() >= key.items()]
+            print(f"{tables(now)}\n\n{differences(now)}")
+        return
     if asked.two and asked.concepts < 3:
         arguments.error("--two tells a concept from a third one: --concepts 3 or more")
     if asked.two:
@@ -292,10 +307,10 @@ def main() -> None:
         ]
         with tempfile.TemporaryDirectory() as folder:
             lines = [each.key(base) | run(base, each, Path(folder)).line for each in quick]
-        print(table(lines))
+        print(tables(lines))
     else:
-        for each in swept(one) if asked.sweep else whole(one, asked.set) if asked.all else [one]:
-            do(base, each)
+        for each in runs:
+            in_its_own_process(each)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,15 @@ import numpy as np
 from trainer import Settings
 
 Lines = Sequence[dict[str, Any]]
-COLUMNS = (
-    "alignment_learned", "alignment", "last_alignment", "recognised_learned", "recognised", "dc_learned", "dc", "kept", "a_mmd",
-    "f_mmd", "drift", "update_first", "update_last", "seconds", "peak_mb",
-)  # fmt: skip
+LEFT = {
+    "alignment_learned": "alignment when learned", "alignment": "at the end", "last_alignment": "of the last one",
+    "recognised": "recognised", "dc": "DC accuracy", "kept": "kept", "drift": "drift",
+}  # fmt: skip
+BESIDE = {
+    "recognised_learned": "recognised when learned", "dc_learned": "DC accuracy when learned", "a_mmd": "A_MMD", "f_mmd": "F_MMD",
+    "update_first": "first update", "update_last": "last update", "seconds": "s a concept", "peak_mb": "MB",
+}  # fmt: skip
+"""Measures and what the tables call them: what is left of the concepts at the end, and the rest."""
 COMPARED = ("alignment", "recognised", "dc", "kept", "a_mmd", "f_mmd", "drift")
 DEFAULT = Settings().method
 
@@ -39,18 +44,23 @@ def rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
 
 
-def table(lines: Lines) -> str:
-    """Every method and setting: the mean over its runs of as many concepts with the same sources."""
+def tables(lines: Lines) -> str:
+    """Each method at each of its settings (and each state of the code): means over orders and seeds."""
     groups: dict[str, list[dict[str, Any]]] = {}
+    several = len({line["sources"] for line in lines}) > 1
     for line in lines:
-        own = {k: v for k, v in line["settings"].items() if k not in {"seed", "method", "steps"}}
-        name = " ".join([line["method"], *(f"{k}={v}" for k, v in own.items())])
-        groups.setdefault(f"{name} ({line['concepts']} concepts, {line['sources']})", []).append(line)
+        own = [f"{k}={v}" for k, v in line["settings"].items() if k not in {"seed", "method", "steps"}]
+        name = " ".join([line["method"], *own, *([f"({line['sources']})"] if several else [])])
+        groups.setdefault(name, []).append(line)
+    return "\n\n".join(_table(groups, columns) for columns in (LEFT, BESIDE))
+
+
+def _table(groups: Mapping[str, Lines], columns: Mapping[str, str]) -> str:
     body = []
     for name, group in groups.items():
-        columns = [[m for line in group if (m := measured(line, column)) is not None] for column in COLUMNS]
-        body.append([name, str(len(group)), *map(cell, columns)])
-    return rows(["method", "runs", *COLUMNS], body)
+        values = [[m for line in group if (m := measured(line, column)) is not None] for column in columns]
+        body.append([name, str(len(group)), *map(cell, values)])
+    return rows(["method", "runs", *columns.values()], body)
 
 
 def differences(lines: Lines) -> str:

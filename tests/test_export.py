@@ -39,10 +39,11 @@ def bundle(bundles: dict[str, Path], shape: str, tmp_path: Path) -> Path:
 def traced(monkeypatch: pytest.MonkeyPatch, bundles: dict[str, Path], shape: str) -> list[str]:
     """Tracing replaced by a copy of graphs traced before; the names of those that were asked for."""
     asked: list[str] = []
+    made = bundles[shape]  # before tracing is replaced
 
     def copy(graph: onnx_from_unet.Graph, folder: Path) -> None:
         asked.append(graph.name)
-        shutil.copy(bundles[shape] / f"{graph.name}.onnx", folder)
+        shutil.copy(made / f"{graph.name}.onnx", folder)
 
     monkeypatch.setattr(build, "write_graph", copy)
     return asked

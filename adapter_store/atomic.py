@@ -18,22 +18,20 @@ from cpserve.errors import StoreError
 LOCK_TIMEOUT_S = 60.0
 STALE_S = 3600.0  # a temporary file this old has lost its writer
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager
-def disk_errors() -> Iterator[None]:
+def disk_errors(instead: str = "choose another folder with CPSERVE_HOME") -> Iterator[None]:
     """Turn what the operating system refuses into a StoreError that says what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise StoreError(
                 "the disk is full; nothing has changed", hint="free some space, then run the same command again"
             ) from error
-        raise StoreError(
-            f"cannot write: {error}", hint="check the permissions, or choose another folder with CPSERVE_HOME"
-        ) from error
+        raise StoreError(f"cannot read or write: {error}", hint=f"check the permissions, or {instead}") from error
 
 
 @contextmanager

@@ -21,7 +21,9 @@ def checkout(version: Version, folder: Path, *, for_training: bool) -> Path:
     """
     check_paths(version.paths())
     wanted = [path for path in version.paths() if for_training or not is_training_only(path)]
-    with disk_errors():
+    if not folder.name or folder.is_mount():
+        raise StoreError(f"{folder} cannot be replaced as a whole", hint=f"name a folder in it: {folder / 'adapter'}")
+    with disk_errors("choose another folder"):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(f"{folder} is not an empty folder", hint="choose a new folder")
         folder.parent.mkdir(parents=True, exist_ok=True)

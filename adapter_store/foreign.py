@@ -138,7 +138,12 @@ def _told_alpha(header: Mapping[str, Any], module: str, rank: int) -> float:
     told = next(
         (v for k, v in patterns.items() if name == k or name.endswith(f".{k}")), header.get(f"{root}.lora_alpha")
     )
-    return float(told) if isinstance(told, int | float) and not isinstance(told, bool) else float(rank)
+    if not isinstance(told, int | float) or isinstance(told, bool):
+        return float(rank)
+    try:
+        return float(told)
+    except OverflowError:
+        raise AdapterError(f"the alpha of {plain(module)} is out of range", hint="take another file") from None
 
 
 def _metadata(lora: Lora) -> str:

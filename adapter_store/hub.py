@@ -17,10 +17,10 @@ from adapter_store.hub_publish import Draft, Head, landed, marked, publish, vers
 from adapter_store.layout import MANIFEST, check_paths
 from adapter_store.limits import check_announced
 from adapter_store.ref import LATEST, Ref, check_alias
-from adapter_store.tokens import Connection
 from adapter_store.version import Version, check_previous, completed, damaged, entries_of
 from cpserve.errors import IntegrityError, RefError, StoreError
 from cpserve.manifest import Manifest, Parent
+from cpserve.tokens import Connection
 
 AT_ONCE = 8  # requests for manifests of a long history
 
@@ -69,7 +69,7 @@ class HubStore:
                 f"{ref} holds no version", ref=str(ref), hint=f"store one: cpserve adapters push NAME {client}"
             )
         tagged = client.refs().tags.get(f"v{newest.manifest.version}")
-        client.locate("main")  # so that the cache knows it
+        client.remember("main")
         # Whoever edits the card in the browser makes a commit that is no version: the tag still knows the version's own.
         exact = version_at(client, tagged, str(ref)) if tagged else newest
         return exact if exact.pin == newest.pin else newest
@@ -79,7 +79,8 @@ class HubStore:
         if alias not in tags:
             known = ", ".join([LATEST, *self.alias_tags(ref.name, tags)])
             raise RefError(f"{client} has no alias {alias!r}", ref=str(ref), hint=f"it has {known}")
-        return version_at(client, client.locate(alias), str(ref))
+        client.remember(alias)
+        return version_at(client, tags[alias], str(ref))
 
     def _numbered(self, client: HubClient, ref: Ref, number: int) -> Version:
         try:

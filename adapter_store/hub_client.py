@@ -10,6 +10,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +30,9 @@ from huggingface_hub.hf_api import RepoFile
 
 from adapter_store.hub_errors import RAISED, hub_errors, is_busy, retry_after, status
 from adapter_store.layout import MANIFEST
-from adapter_store.tokens import Connection
 from adapter_store.version import damaged, sha256
-from cpserve.errors import StoreError
+from cpserve.errors import CpserveError, StoreError
+from cpserve.tokens import Connection
 
 Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 T = TypeVar("T")
@@ -125,12 +126,17 @@ class HubClient:
         """
         with hub_errors(f"{self}@{revision}", self.connection.endpoint):
             try:
-                path = self._manifest(revision)
+                path = _patiently(lambda: self._manifest(revision))
             except RAISED as error:
                 if not (is_busy(error) or isinstance(error, OfflineModeIsEnabled)):
                     raise
                 path = Path(self._api.hf_hub_download(self.repo, MANIFEST, revision=revision, local_files_only=True))
         return path.parent.name
+
+    def remember(self, revision: str) -> None:
+        """Let the cache know what a tag or the branch stands for, so that it can be asked offline; nothing depends on it."""
+        with suppress(CpserveError):
+            self.locate(revision)
 
     def cached(self, commit: str, path: str) -> Path | None:
         """Where the cache keeps a file of a commit, if it does."""
@@ -200,14 +206,18 @@ class HubClient:
     def _ask(self, request: Callable[[], T], ref: str | None = None) -> T:
         """What can be asked again without harm is asked again while the Hub is busy."""
         with hub_errors(ref or str(self), self.connection.endpoint):
-            for seconds in waits():
-                try:
-                    return request()
-                except OSError as error:
-                    if not is_busy(error) or not status(error):
-                        raise
-                    wait_for(error, seconds)
+            return _patiently(request)
+
+
+def _patiently(request: Callable[[], T]) -> T:
+    for seconds in waits():
+        try:
             return request()
+        except OSError as error:
+            if not is_busy(error) or not status(error):
+                raise
+            wait_for(error, seconds)
+    return request()
 
 
 def _is_announced(data: bytes, etag: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,14 +9,14 @@ from dataclasses import dataclass
 from huggingface_hub import constants
 from huggingface_hub import errors as hf
 
-from cpserve.errors import CpserveError, RefError, StoreError
+from adapter_store.atomic import FULL
+from cpserve.errors import CpserveError, RefError, StoreError, first_line
 
 # The client's transport library is its own affair (httpx up to 1.x, httpx2 since): its errors' root is its own errors' base.
 TRANSPORT: type[Exception] = hf.HfHubHTTPError.__mro__[1]
 RAISED = (OSError, ValueError, RuntimeError, NotImplementedError, TRANSPORT)
 
 BUSY = frozenset({408, 409, 429, 500, 502, 503, 504})
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ ROWS = (
         "run the same command again later: what is there already is not sent twice",
     ),
     Row(
-        lambda error: isinstance(error, OSError) and error.errno in _FULL,
+        lambda error: isinstance(error, OSError) and error.errno in FULL,
         "the disk is full; nothing was stored",
         "free some space, then run the same command again",
     ),
@@ -163,8 +162,8 @@ def explained(error: BaseException, ref: str, endpoint: str) -> CpserveError:
     """The sentence for an error; `ref` is what was asked for, as `hf://user/repo` or with a version."""
     error = cause(error)
     row = next(row for row in ROWS if row.fits(error))
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    words = {"ref": ref, "repo": ref.removeprefix("hf://").partition("@")[0], "endpoint": endpoint, "error": line}
+    repo = ref.removeprefix("hf://").partition("@")[0]
+    words = {"ref": ref, "repo": repo, "endpoint": endpoint, "error": first_line(error)}
     more = {"ref": ref} if row.kind is RefError else {}
     return row.kind(row.sentence.format(**words), hint=row.hint.format(**words), **more)
 

@@ -298,5 +298,6 @@ def _listed(folder: Path) -> list[str]:
 
 
 def _names_in(folder: Path) -> list[str]:
-    # iterdir makes a path of each, a third of a listing's time
-    return os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208
+    with disk_errors():
+        # iterdir makes a path of each, a third of a listing's time
+        return os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208

@@ -27,11 +27,6 @@ class GcPlan:
     store: LocalStore
     garbage: tuple[Garbage, ...]
 
-    @property
-    def bytes(self) -> int:
-        """How much disk they take."""
-        return sum(each.bytes for each in self.garbage)
-
     def execute(self) -> list[Garbage]:
         """Delete them, but for what a version has come to refer to since; what was deleted.
 
@@ -52,9 +47,13 @@ def plan_gc(store: LocalStore) -> GcPlan:
 
     Raises:
         IntegrityError: a version is damaged, so that what it refers to is not known.
+        StoreError: the lock is held, or the system refuses.
     """
-    needed = store.needed()
-    found = [Garbage(path, path.stat().st_size, what) for path, what in _candidates(store) if path not in needed]
+    if not store.root.is_dir():
+        return GcPlan(store, ())
+    with store.held():  # a commit that is under way has files that no version refers to yet
+        needed = store.needed()
+        found = [Garbage(path, path.stat().st_size, what) for path, what in _candidates(store) if path not in needed]
     return GcPlan(store, tuple(sorted(found, key=lambda each: each.path)))
 
 

@@ -49,7 +49,7 @@ class Store:
     @cached_property
     def _hub(self) -> HubStore:
         from adapter_store.hub import HubStore
-        from adapter_store.tokens import connect
+        from cpserve.tokens import connect
 
         return HubStore(connect(self._endpoint, self._token_file))
 

@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpserve.errors import BaseModelError
+from cpserve.errors import BaseModelError, first_line
 from cpserve.manifest import BaseEntry, Fingerprint
 from cpserve.prompt_kv import KVSites, PackedUNet, pack_unet
 from cpserve.schedule import Schedule
 from cpserve.signature import Signature
 from cpserve.text_encoder import PIPELINES, TextEncoder
+from cpserve.tokens import connect
 
 BUILTIN = "builtin:emoji64"
 
@@ -164,6 +165,7 @@ def _pipeline(source: str, revision: str | None) -> Any:
     from diffusers import DiffusionPipeline
 
     options: dict[str, Any] = {"dtype": torch.float32, "safety_checker": None}
+    hub: dict[str, Any] = {} if source == BUILTIN or Path(source).is_dir() else {"token": connect().token}
     where: str | Path = source
     if source == BUILTIN:
         where = Path(str(files("cpserve") / "models" / "emoji64"))
@@ -176,15 +178,15 @@ def _pipeline(source: str, revision: str | None) -> Any:
             # Stable Diffusion's own repositories hold the settings beside the file; else diffusers asks the Hub
             beside = Path(where).parent
             known = (beside / "model_index.json").is_file()
-            options |= {"config": str(beside)} if known else {}
+            options |= {"config": str(beside)} if known else hub
             index = DiffusionPipeline.load_config(str(beside)) if known else {}
             return _class(index).from_single_file(str(where), **options)
         options |= {"use_safetensors": True, "requires_safety_checker": False, "feature_extractor": None}
-        index = DiffusionPipeline.load_config(str(where), revision=revision)
-        return _class(index).from_pretrained(str(where), revision=revision, **options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        index = DiffusionPipeline.load_config(str(where), revision=revision, **hub)
+        return _class(index).from_pretrained(str(where), revision=revision, **options, **hub)
+    except Exception as error:  # a damaged file or a connection that breaks off has no common kind there
         raise BaseModelError(
-            f"the base model {source!r} cannot be loaded: {str(error).splitlines()[0]}",
+            f"the base model {source!r} cannot be loaded: {first_line(error)}",
             hint=f"give {BUILTIN}, a diffusers folder, a Hub id of a Stable Diffusion 1.x, 2.x or XL model, or its "
             ".safetensors file (offline: with the repository's model_index.json and settings beside it)",
         ) from error

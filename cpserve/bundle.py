@@ -23,9 +23,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+from safetensors import SafetensorError
 
 from cpserve.base import BaseSpec
-from cpserve.errors import EngineError
+from cpserve.errors import EngineError, first_line
 from cpserve.manifest import BaseEntry, Document, FileEntry, Fingerprint, Sha256, plain
 from cpserve.prompt_kv import KVSites, Site
 from cpserve.schedule import Schedule
@@ -35,7 +36,7 @@ SCHEMA = 3
 FILE_NAME = "bundle.json"
 PROJECTIONS = "kv_projections.safetensors"
 TOKENIZER = "tokenizer"
-AGAIN = "make it again: cpserve export --onnx --out BUNDLE"
+AGAIN = "make it again with cpserve export"
 RunnerName = Literal["onnx", "openvino", "trt"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -157,7 +158,13 @@ def read_bundle(root: Path) -> Bundle:
     manifest = read_manifest(root)
     for entry in manifest.files:
         _verify(root, entry)
-    return Bundle(root, manifest, _spec(root, manifest))
+    needed = {PROJECTIONS, *(f"{name}.onnx" for name in manifest.parity)}
+    for path in needed - {entry.path for entry in manifest.files}:
+        raise EngineError(f"{root / path} is missing from the bundle", hint=AGAIN)
+    try:
+        return Bundle(root, manifest, _spec(root, manifest))
+    except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:  # whole, but nothing that export made
+        raise EngineError(f"{root} cannot be read: {first_line(error)}", hint=AGAIN) from error
 
 
 def file_entry(root: Path, path: Path) -> FileEntry:

@@ -64,7 +64,7 @@ def read_concept(
         RefError: the name cannot be one.
     """
     if name is None:
-        whole = path.resolve()
+        whole = path.absolute()  # a link's own name, not what it leads to
         name = (whole.name if whole.is_dir() else whole.stem).lower()
     check_name(name)
     pictures = []

@@ -21,7 +21,7 @@ from cpserve.concept import read_concept
 from cpserve.drawing import Drawing, Drawn, generate
 from cpserve.engine import Engine, open_engine
 from cpserve.engines.eager import EagerEngine
-from cpserve.errors import CpserveError
+from cpserve.errors import CpserveError, first_line
 from cpserve.learning import head_adapter, learn
 from cpserve.prompts import Prompt
 from cpserve.recognition import NONE, Answer, Judging, classify
@@ -95,7 +95,7 @@ def run_demo(
         drawn = _draw(engine, adapter)
         say("recognising pictures never seen")
         unseen = [(name, path) for name in names for path in sorted((examples / "unseen" / name).glob("*.jpg"))]
-        pictures = [Image.open(path, formats=("JPEG",)).convert("RGB") for _, path in unseen]
+        pictures = [_read(path) for _, path in unseen]
         answers = classify(engine, pictures, adapter)
         among = classify(engine, pictures, adapter, Judging(none=False))
     say("exporting to ONNX and drawing again from the bundle")
@@ -115,9 +115,16 @@ def run_demo(
     taught = {path.stem: [p.image for p in read_concept(path).pictures] for path in zips}
     _story(taught, drawn).save(out / "story.png")
     (out / "report.html").write_text(
-        _page(told, taught, drawn, again, list(zip(unseen, pictures, answers, strict=True)))
+        _page(told, taught, drawn, again, list(zip(unseen, pictures, answers, strict=True))), encoding="utf-8"
     )
     return told
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        return Image.open(path, formats=("JPEG",)).convert("RGB")
+    except Exception as error:  # Pillow answers damage with a dozen kinds of error
+        raise CpserveError(f"{path} is no JPEG that can be read: {first_line(error)}", hint="delete it") from error
 
 
 def _draw(engine: Engine, adapter: Adapter) -> list[Drawn]:

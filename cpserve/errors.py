@@ -10,6 +10,11 @@ def printable(value: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
 
 
+def first_line(error: BaseException) -> str:
+    """What another library said went wrong, in one line; its kind where it said nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 @dataclass(eq=False)
 class CpserveError(Exception):
     """Something the user can act on. `str()` is one sentence; `hint` is the command or the change that helps."""

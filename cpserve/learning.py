@@ -156,6 +156,7 @@ def _learn_one(
     from trainer.methods import BY_NAME
 
     unfit = check_fits(start, base.spec.entry)
+    base.spec.sites.check(start.lora)
     told = (lambda p: progress(concept.name, p)) if progress else None
     made = trainer.learn(
         base,

@@ -74,7 +74,7 @@ class ConceptEntry(Document, frozen=True):
     """One learned concept; `since` is the version in which it was learned, `pictures` how many it was learned from."""
 
     name: Name
-    token: str
+    token: Annotated[str, Meta(pattern=rf"^<{NAME_PATTERN[1:-2]}>\Z")]
     class_word: str | None
     templates: tuple[str, ...]
     since: Annotated[int, Meta(ge=0)]

@@ -130,6 +130,8 @@ def plan_export(base: BaseModel, out: Path, target: Target | None = None, loras:
 
 
 def _action(out: Path, recipe: Recipe) -> Literal["build", "replace", "up to date"]:
+    if not out.name or out.is_mount():
+        raise EngineError(f"{out} cannot be replaced as a whole", hint=f"name a folder in it: --out {out / 'bundle'}")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return "build"
     refusal = EngineError(

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from cpserve.base import BaseModel, quiet
 from cpserve.bundle import MergedEntry
-from cpserve.errors import AdapterError
+from cpserve.errors import AdapterError, first_line
 from cpserve.manifest import WEIGHTS
 from cpserve.prompt_kv import KVSites, PackedUNet, pack_unet
 from cpserve.text_encoder import COMPONENTS, PIPELINES, TextEncoder
@@ -42,7 +42,7 @@ class Lora:
         if self.file.suffix != ".safetensors" or not self.file.is_file():
             raise AdapterError(
                 f"{self.path} is no LoRA's .safetensors file, nor a folder with a {WEIGHTS}",
-                hint="adapters of the store are not merged: they stay live, see cpserve generate --adapter",
+                hint="name a file, a folder that holds one, or a stored version: name@v1, hf://user/repo@v1",
             )
         with self.file.open("rb") as file:
             return MergedEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), scale=self.scale)
@@ -96,7 +96,7 @@ def _fold(pipeline: Any, text_encoder: TextEncoder, lora: Lora) -> None:
         state = pipeline.lora_state_dict(**where, **known, use_safetensors=True, local_files_only=True)
         pipeline.load_lora_weights(**where, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise AdapterError(f"{misfit}: {str(error).splitlines()[0]}", hint=hint) from error
+        raise AdapterError(f"{misfit}: {first_line(error)}", hint=hint) from error
     wanted = sum(
         name.endswith((".lora_A.weight", ".down.weight")) for name in (state[0] if isinstance(state, tuple) else state)
     )

@@ -211,6 +211,10 @@ REFUSED = {
     "an engine without one": ("generate x --engine onnx", "the onnx engine runs a bundle"),
     "another base": ("generate x --adapter pets --base {other}", "another architecture"),
     "no base": ("generate x --base {new}", "cannot be loaded"),
+    "a bundle for a whole disk": ("export --onnx --out / --base {other}", "cannot be replaced as a whole"),
+    "a version for a whole disk": ("adapters checkout pets /", "cannot be replaced as a whole"),
+    "a demo in a file": ("demo --out {toml}/demo", "cannot be written"),
+    "another file": ("adapters convert pets --format kohya --out {toml}", "is left alone"),
     "not a bundle": ("export --onnx --out {home} --base {other}", "is left alone"),
 }
 
@@ -250,6 +254,7 @@ def test_a_refusal_is_a_sentence_and_a_hint(case: str, home: Path, folders: dict
         "generate",
         "generate a b c --adapter x --adapter y",
         "generate a --sampler heun",
+        "generate a --guidance nan",
         "generate a --bundle b --base c",
         "generate a --bundle b --engine eager",
         "classify a.png",

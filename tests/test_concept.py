@@ -299,6 +299,13 @@ def test_there_is_at_least_one_picture(tmp_path):
         assert rule in refusals(tmp_path / name)[str(tmp_path / name)]
 
 
+def test_a_link_is_called_by_its_own_name(tmp_path):
+    """The file's name is the concept's, wherever the file lies."""
+    pack(tmp_path / "IMG 1.zip", [("a.png", PNG)])
+    (tmp_path / "cat.zip").symlink_to("IMG 1.zip")
+    assert read_concept(tmp_path / "cat.zip").name == "cat"
+
+
 def test_a_name_is_checked_before_anything_is_read(tmp_path):
     """The default name is the stem in lower case, and a stem that cannot be a name asks for one."""
     path = pack(tmp_path / "My Dog.zip", [("a.png", PNG)])

@@ -131,10 +131,11 @@ def test_a_missing_file_is_found(bundle: Path) -> None:
         (lambda d: d.update(surprise=1), "surprise"),
         (lambda d: d["recipe"].update(schema_version=99), "schema_version"),
         (lambda d: d["files"].append({**d["files"][0], "path": "../outside"}), "outside"),
+        (lambda d: d.update(files=[f for f in d["files"] if f["path"] != "unet.onnx"]), r"unet\.onnx is missing"),
     ],
 )
 def test_a_changed_manifest_is_found(bundle: Path, change: Callable[[dict[str, Any]], None], match: str) -> None:
-    """A recipe that was edited, an unknown field, a newer schema and a path out of the folder are refused."""
+    """A recipe that was edited, an unknown field, a newer schema, a path out of the folder, a file left out: refused."""
     document = json.loads((bundle / FILE_NAME).read_text())
     change(document)
     (bundle / FILE_NAME).write_text(json.dumps(document))

@@ -39,6 +39,7 @@ def test_every_engine_can_be_asked_for() -> None:
         "--onnx --gpu sm86 --out b",
         "--trt --gpu sm42 --out b",
         "--onnx --merge style.safetensors:much --out b",
+        "--onnx --merge style.safetensors:nan --out b",
     ],
 )
 def test_a_wrong_option_exits_2(wrong: str) -> None:

@@ -95,6 +95,7 @@ def test_whoever_comes_second_is_told_and_can_fork(home, hub, tmp_path, monkeypa
 
 REFUSALS = {
     "a local name for a pull": ("pull pets", "is no reference to the Hub"),
+    "a local name to push to": ("push pets mypets --fork other", "is no reference to the Hub"),
     "a version for a push": ("push pets hf://me/pets@v1", "names a version"),
     "nothing to push": ("push cats hf://me/cats", "there is no adapter 'cats'"),
     "nothing there": ("log hf://me/nothing", "does not exist, is private, or the token is wrong"),

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from adapter_store import Store, tokens
+from adapter_store import Store
 from adapter_store.hub_errors import RAISED, ROWS, explained
 from adapter_store.limits import BYTES, FILES, check_limits
-from adapter_store.tokens import HUGGING_FACE, connect
+from cpserve import tokens
 from cpserve.errors import CpserveError, RefError, StoreError
 from cpserve.manifest import FileEntry
+from cpserve.tokens import HUGGING_FACE, connect
 from tests.hubserver import Fault
 from tests.hubserver.client import hub  # noqa: F401
 
@@ -95,9 +96,20 @@ def test_a_named_token_goes_where_the_user_says_but_not_in_the_clear(tmp_path):
         assert connect(clear, environment={}).token is False
 
 
-@pytest.mark.parametrize("endpoint", ["huggingface.co", "ftp://hub.example", "file:///etc/passwd", "https://", "hub"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "huggingface.co",
+        "ftp://hub.example",
+        "file:///etc/passwd",
+        "https://",
+        "hub",
+        "http://[x",
+        "http://localhost:abc",
+    ],
+)
 def test_what_is_no_address_is_refused(endpoint):
-    """Only http and https with a host."""
+    """Only http and https with a host, and a port that is a number."""
     with pytest.raises(StoreError, match="no address") as caught:
         connect(endpoint, environment={})
     assert caught.value.hint

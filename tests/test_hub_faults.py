@@ -102,6 +102,19 @@ def test_what_lasts_is_an_error_and_the_next_push_goes_on(store, hub, fault, wor
     check_chain(store, hub, 2)
 
 
+def test_an_alias_is_what_the_hub_says_now(store, hub):
+    """Where an alias was moved and the file behind it is slow to come, nobody gets what it stood for before."""
+    store.push("pets", PETS)
+    store.set_alias(PETS, "prod", 1)
+    assert store.version(f"{PETS}@prod").manifest.version == 1
+    store.set_alias(PETS, "prod", 2)
+    hub.faults.add(Fault("HEAD", "/resolve/prod/", times=100, status=503))
+    assert store.version(f"{PETS}@prod").manifest.version == 2
+    hub.faults.clear()
+    hub.faults.add(Fault("HEAD", "/resolve/v2/", times=2, status=503))
+    assert store.version(f"{PETS}@v2").manifest.version == 2
+
+
 def test_a_tag_that_cannot_be_set_loses_no_version(store, hub):
     """The version is stored and says so; its tag is set by repair, or by the next push."""
     hub.faults.add(Fault("POST", "/tag/", times=99, status=403))

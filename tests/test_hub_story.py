@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ from cpserve.manifest import WEIGHTS
 from cpserve.prompts import Prompt
 from cpserve.sample import starting_noise
 from tests.hubserver import Fault, HubServer
-from tests.hubserver.client import hub  # noqa: F401
+from tests.hubserver.client import environment, hub  # noqa: F401
 from tests.tiny import make_adapter
 
 PETS = "hf://me/pets"
@@ -97,6 +98,32 @@ def test_learning_goes_on_from_the_hub_and_back_to_it(
     assert first.verify("hf://me/bulls") == []
     for wrong in (("--push",), ("--as", "x"), ("--fork", "x")):
         run(*other, "--adapter", "pets", *wrong, code=2)
+
+
+def test_what_past_versions_teach_comes_from_the_hub(
+    learned: Path, folders: dict[str, Path], hub: HubServer, tmp_path: Path
+) -> None:
+    """A method that learns from past versions fetches those, and those alone, on a machine that has none of them."""
+    Store(learned / "store").push("pets", PETS)
+    cow = ("train", "--concept", learned / "cow.zip", *quick(learned, folders))
+    (tmp_path / "dsc.toml").write_text("batch = 2\nvariants = 2\nrank = 2\ndsc_steps = 1\n")
+    dsc = ("--config", tmp_path / "dsc.toml", "--method", "dsc")
+    run(*cow, *dsc, "--adapter", PETS, "--store", tmp_path / "b")
+    assert Store(tmp_path / "b").version("pets").manifest.version == 3
+
+
+def test_a_base_on_another_hub_gets_no_stored_token(hub: HubServer, tmp_path: Path) -> None:
+    """What `hf auth login` left stays here when a base is asked for elsewhere; the refusal is a sentence."""
+    cache = tmp_path / "home"
+    cache.mkdir()
+    (cache / "token").write_text("hf_stored")
+    known = {k: v for k, v in {**os.environ, **environment(hub, cache)}.items() if k != "HF_TOKEN"}
+    line = [str(Path(sys.executable).with_name("cpserve")), "generate", "x", "--no-adapter", "--base", "me/model"]
+    refused = subprocess.run(line, env=known, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: the base model 'me/model' cannot be loaded")
+    assert hub.asked
+    assert not any(request.token for request in hub.asked)
 
 
 def test_who_loses_the_race_with_a_finished_version_is_told_and_can_go_on_both_ways(
@@ -177,6 +204,12 @@ def test_an_imported_lora_of_keys_and_values_is_live(
     assert "are no keys or values" in told.stderr
     refused = run("generate", "a photo", "-n", 1, "--adapter", "more", "--out", tmp_path / "out", *at, code=1)
     assert "export --merge" in refused.stderr
+    with zipfile.ZipFile(tmp_path / "dog.zip", "w") as archive:
+        buffer = io.BytesIO()
+        Image.effect_noise((64, 64), 20).convert("RGB").save(buffer, "PNG")
+        archive.writestr("0.png", buffer.getvalue())
+    refused = run("train", "--concept", tmp_path / "dog.zip", "--adapter", "more", *at, code=1)
+    assert "the adapter touches" in refused.stderr
     Store(tmp_path / "store").push("more", "hf://me/more")
     for ref in ("more@v1", "hf://me/more@v1:0.5"):
         planned = run("export", "--onnx", "--merge", ref, "--out", tmp_path / "b", "--dry-run", "--json", *at)

@@ -34,7 +34,7 @@ manifests = st.builds(
         st.builds(
             ConceptEntry,
             name=names,
-            token=text,
+            token=st.from_regex(r"<[a-z0-9][a-z0-9._-]{0,63}>", fullmatch=True),
             class_word=st.none() | text,
             templates=st.lists(text, max_size=2).map(tuple),
             since=st.integers(0, 9),

@@ -28,8 +28,10 @@ from cpserve.cli._show import emit, table
 def push(common: Common, name: str, hub: str, public: bool, fork: str | None) -> None:
     """Store on the Hub every version that is not there yet, a commit each."""
     from adapter_store import Ref
+    from adapter_store.transfer import pullable
 
-    target = Ref(f"{Ref.parse(hub).name.partition('/')[0]}/{fork}", hub=True) if fork else Ref.parse(hub)
+    target = pullable(hub)
+    target = Ref(f"{target.name.partition('/')[0]}/{fork}", hub=True) if fork else target
     moved = common.store.push(name, target, public=public)
     value = {"version": f"{target}@v{moved.version.manifest.version}", "pushed": list(moved.versions)}
     text = f"{value['version']} is there already"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ class MergeParam(click.ParamType[tuple[str, float]]):
         if what in {"", "hf"} or Path(value).exists():
             return value, 1.0
         try:
-            return what, float(scale)
+            if math.isfinite(number := float(scale)):
+                return what, number
         except ValueError:
-            self.fail(f"{scale!r} is not a scale", param, ctx)
+            pass
+        raise click.BadParameter(f"{scale!r} is not a scale", ctx, param)
 
 
 def at_hand(common: Common, what: str) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cpserve.cli._border import writing
+from cpserve.cli._border import replace_file, writing
 from cpserve.cli._common import Common, base_option, common_options, examples, hub_options, open_base
 from cpserve.cli._show import emit, note, pairs, table
 
@@ -141,13 +141,16 @@ def import_(common: Common, file: Path, name: str, base: str | None) -> None:
 def convert(common: Common, ref: str, tongue: str, out: Path) -> None:
     """Write a version's weights under the names that other programs look for: ComfyUI and the WebUIs read kohya's."""
     from adapter_store.foreign import read_lora, write_lora
+    from cpserve.errors import AdapterError
     from cpserve.manifest import WEIGHTS
 
     version = common.store.version(ref)
     written = write_lora(read_lora(f"{version}: {WEIGHTS}", version.read(WEIGHTS)), tongue)  # type: ignore[arg-type]
     with writing(out):
+        if out.exists() and out.read_bytes() != written:
+            raise AdapterError(f"{out} is another file, and is left alone", hint="choose another --out, or delete it")
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(written)
+        replace_file(out, written)
     tokens = [c.token for c in version.manifest.concepts]
     if tokens:
         note(f"the words {', '.join(tokens)} are in the version's embeddings/, which such programs load as embeddings")

@@ -40,8 +40,13 @@ class Learner:
             note(f"pushed {', '.join(f'v{number}' for number in pushed) or 'nothing new'} to {self.back_to}")
 
 
-def learner(common: Common, adapter: str, name: str | None, *, push: bool, fork: str | None, dry_run: bool) -> Learner:
-    """The adapter that `--adapter` names; one on the Hub is fetched first, with all that learning needs."""
+def learner(
+    common: Common, adapter: str, name: str | None, *, push: bool, fork: str | None, past: bool, dry_run: bool
+) -> Learner:
+    """The adapter that `--adapter` names; one on the Hub is fetched first, with all that learning needs.
+
+    With `past`, that is the version in which each concept was learned, too.
+    """
     from adapter_store import Ref
     from cpserve.manifest import check_name
 
@@ -60,6 +65,8 @@ def learner(common: Common, adapter: str, name: str | None, *, push: bool, fork:
     if dry_run:
         return Learner(name or hub.local_name, common.store.version(hub).manifest, hub, back_to)
     pulled = common.store.pull(hub, name, for_training=True).version
+    for number in {concept.since for concept in pulled.manifest.concepts} if past else ():
+        common.store.pull(Ref(hub.name, f"v{number}", hub=True), pulled.name)
     return Learner(pulled.name, common.store.version(pulled.name).manifest, hub, back_to)
 
 

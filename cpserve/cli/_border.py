@@ -9,6 +9,7 @@ anything else       is a bug and keeps its traceback
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,16 @@ def when_stopped(kept: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(kept) from stop
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file as a whole: a full disk leaves the old one as it was."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staged.write_bytes(content)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,16 @@ def engine_options(verb: Callable[..., None]) -> Callable[..., None]:
         help="An engine bundle, made by: cpserve export.",
     )(verb)
     return click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help=words)(verb)
+
+
+class NumberRange(click.FloatRange):
+    """A number between two bounds, which "not a number" is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 def examples(*lines: str) -> str:

@@ -25,7 +25,7 @@ def emit(value: Any, text: str, *, as_json: bool) -> None:
 
 def note(text: str) -> None:
     """A remark that is no error."""
-    click.echo(f"note: {text}", err=True)
+    click.echo(f"note: {printable(text)}", err=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -11,6 +11,7 @@ from cpserve.cli._adapters_hub import alias, pull, push
 from cpserve.cli._adapters_tools import annotate, convert, diff, gc, import_
 from cpserve.cli._common import Common, common_options, examples, hub_options
 from cpserve.cli._show import emit, note, pairs, table
+from cpserve.errors import printable
 
 if TYPE_CHECKING:
     from cpserve.manifest import Manifest
@@ -102,7 +103,9 @@ def verify(ctx: click.Context, common: Common, name: str | None, repair: bool) -
     problems = common.store.verify(name)
     value = [{"ref": p.ref, "path": p.path, "what": p.what} for p in problems]
     count = 1 if name else len(common.store.names())
-    text = "\n".join(p.what for p in problems) or f"{count} adapter{'' if count == 1 else 's'}, nothing damaged"
+    text = (
+        "\n".join(printable(p.what) for p in problems) or f"{count} adapter{'' if count == 1 else 's'}, nothing damaged"
+    )
     if repaired:
         note(f"set {', '.join(repaired)} again")
     emit(value, text, as_json=common.json)
@@ -116,8 +119,9 @@ def verify(ctx: click.Context, common: Common, name: str | None, repair: bool) -
 @common_options
 def rollback(common: Common, ref: str) -> None:
     """Store an older version again as the newest; nothing is lost."""
-    older = common.store.version(ref)
-    version = common.store.rollback(ref)
+    store = common.store
+    older = store.version(ref)
+    version = store.rollback(str(older))
     emit({"version": str(version), "from": str(older)}, f"{version} now holds what {older} does", as_json=common.json)
 
 
@@ -129,8 +133,9 @@ def rollback(common: Common, ref: str) -> None:
 @common_options
 def checkout(common: Common, ref: str, folder: Path, for_training: bool) -> None:
     """Write a version as a folder that plain diffusers loads, with its samples and a card that says how."""
-    version = common.store.version(ref)
-    written = common.store.checkout(ref, folder, for_training=for_training)
+    store = common.store
+    version = store.version(ref)
+    written = store.checkout(str(version), folder, for_training=for_training)
     emit({"version": str(version), "folder": str(written)}, f"{version} is in {written}", as_json=common.json)
 
 

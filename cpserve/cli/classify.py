@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 import click
 
 from cpserve.cli._border import when_stopped
-from cpserve.cli._common import Common, common_options, engine_options, examples, hub_options, open_for, read_adapters
+from cpserve.cli._common import (
+    Common,
+    NumberRange,
+    common_options,
+    engine_options,
+    examples,
+    hub_options,
+    open_for,
+    read_adapters,
+)
 from cpserve.cli._labels import LabelTable
 from cpserve.cli._show import emit, reporting, table
 
@@ -58,7 +67,7 @@ AT_ONCE = 16  # pictures in memory
 )
 @click.option(
     "--error",
-    type=click.FloatRange(0, 0.5),
+    type=NumberRange(0, 0.5),
     metavar="P",
     help="The rate at which a label may be ruled out by chance; 0 rules none out.  [default: 0.01]",
 )

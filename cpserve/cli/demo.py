@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cpserve.cli._border import writing
 from cpserve.cli._common import Common, common_options, examples
 from cpserve.cli._show import reporting
 
@@ -45,10 +46,10 @@ def demo(common: Common, out: Path, taught: Path, steps: int | None) -> None:
     from trainer import Settings
 
     common.set_threads()
-    out.mkdir(parents=True, exist_ok=True)
-    store = common.store if common.root else Store(Path(tempfile.mkdtemp(prefix="store-", dir=out)))
     settings = Settings() if steps is None else Settings(steps=steps)
-    with reporting() as report:
+    with writing(out), reporting() as report:
+        out.mkdir(parents=True, exist_ok=True)
+        store = common.store if common.root else Store(Path(tempfile.mkdtemp(prefix="store-", dir=out)))
 
         def told(concept: str, at: Progress) -> None:
             report(f"learning {concept}", at.step, at.steps, f"loss {at.loss:.4f}")

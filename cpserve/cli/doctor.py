@@ -88,8 +88,18 @@ def _machine() -> Facts:
 
 def _store(common: Common) -> Facts:
     store = common.store
-    size = sum(path.stat().st_size for path in store.root.rglob("*") if path.is_file())
-    return {"at": str(store.root), "adapters": len(store.names()), "bytes": size}
+    return {
+        "at": str(store.root),
+        "adapters": len(store.names()),
+        "bytes": sum(map(_bytes, store.root.rglob("*"))),
+    }
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:  # somebody else's temporary file, gone by now
+        return 0
 
 
 def _base(common: Common) -> Facts:

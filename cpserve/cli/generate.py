@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpserve.cli._border import writing
-from cpserve.cli._common import Common, common_options, engine_options, examples, hub_options, open_for, read_adapters
+from cpserve.cli._common import (
+    Common,
+    NumberRange,
+    common_options,
+    engine_options,
+    examples,
+    hub_options,
+    open_for,
+    read_adapters,
+)
 from cpserve.cli._show import emit, note, reporting
 
 if TYPE_CHECKING:
@@ -63,9 +72,7 @@ Named = tuple[str, "Adapter"]
 @click.option(
     "--steps", metavar="N", type=click.IntRange(1, 1000), default=20, show_default=True, help="Denoising steps."
 )
-@click.option(
-    "--guidance", metavar="G", type=click.FloatRange(1, 100), default=3.0, show_default=True, help="1 for none."
-)
+@click.option("--guidance", metavar="G", type=NumberRange(1, 100), default=3.0, show_default=True, help="1 for none.")
 @click.option("--negative", default="", metavar="TEXT", help="What to keep away from.")
 @click.option("--size", type=click.IntRange(8), metavar="PX", help="Side of the picture.  [default: the base's own]")
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="dpm", show_default=True)

@@ -143,14 +143,17 @@ def train(
         raise click.UsageError("--resume and --restart exclude each other")
     from cpserve.concept import read_concept
     from cpserve.learning import clear_finished
+    from trainer.methods import BY_NAME
 
-    who = learner(common, adapter, local, push=push, fork=fork, dry_run=dry_run)
+    settings = _settings(config, given)
+    past = BY_NAME[settings.method].consolidate
+    who = learner(common, adapter, local, push=push, fork=fork, past=past, dry_run=dry_run)
     if not (restart or dry_run):
         clear_finished(common.store, who.name)
     concepts = [read_concept(path, name=name, class_word=class_word) for path in paths]
     _check_names(concepts, [] if resume else who.known)
     common.set_threads()
-    plan = _Plan(concepts, who.name, who.head, who.known, _settings(config, given), base or BASE)
+    plan = _Plan(concepts, who.name, who.head, who.known, settings, base or BASE)
     if dry_run:
         emit(plan.json(), plan.text(), as_json=common.json)
         return

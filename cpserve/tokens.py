@@ -37,7 +37,7 @@ def connect(
         StoreError: the address is none, the token file cannot be read, or the token would travel in the clear.
     """
     where = (endpoint or environment.get("HF_ENDPOINT") or HUGGING_FACE).rstrip("/")
-    if urlsplit(where).scheme not in {"http", "https"} or not urlsplit(where).hostname:
+    if not _is_address(where):
         raise StoreError(f"{where!r} is no address of a Hub", hint=f"write it as {HUGGING_FACE}")
     named = _read(token_file) if token_file else environment.get("HF_TOKEN", "").strip()
     if named and not _private_way(where):
@@ -46,6 +46,14 @@ def connect(
             hint="use an https address, or unset HF_TOKEN",
         )
     return Connection(where, named or _stored(where, environment))
+
+
+def _is_address(where: str) -> bool:
+    try:
+        parts = urlsplit(where)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 0) >= 0
+    except ValueError:  # half an IPv6 address, a port that is no number
+        return False
 
 
 def _read(path: Path) -> str:

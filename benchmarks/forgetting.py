@@ -3,8 +3,8 @@
 Held-out concepts are taught in sequence to the built-in base. After each, every concept so far is drawn under prompts that
 occur neither in training nor among the protected ones; Lite0 features of those pictures and of the concept's unseen pictures,
 as the base's autoencoder renders them, give docs/METHOD.md's measures. Diffusion-classifier accuracy: unseen pictures among
-all concepts so far, when each was learned and at the end. Two bounds: `alone` teaches each concept by itself (`per-concept`:
-nothing can be forgotten), `joint` all of them at once, with as many steps as the sequence has.
+all concepts so far, when each was learned and at the end. Two references: `alone` teaches each concept by itself
+(`per-concept`: nothing can be forgotten), `joint` all of them at once, with as many steps as the sequence has.
 
 `--two` asks for two concepts in one picture: how many of 100 show both (`pairs.py` judges), drawn by the method's one adapter, or
 by the sum of the two updates of `alone`.
@@ -42,7 +42,17 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
-from benchmarks.forgetting_runs import BOUNDS, CONCEPTS, ROOT, SWEPT_CONCEPTS, Run, settings_of, swept, whole
+from benchmarks.forgetting_runs import (
+    BOUNDS,
+    CONCEPTS,
+    ROOT,
+    SWEPT_CONCEPTS,
+    Run,
+    in_every_order,
+    settings_of,
+    swept,
+    whole,
+)
 from benchmarks.forgetting_table import differences, tables
 from benchmarks.joint import learn_jointly
 from benchmarks.lite0 import JUDGE, Classes, lite0_layout
@@ -206,7 +216,8 @@ def two(base: BaseModel, asked: Run, count: int, folder: Path) -> dict[str, Any]
     """Of `count` pictures under "a photo of <one> and <other>" by one adapter, and by two summed, how many show both."""
     every = CONCEPTS[asked.split]
     taught = [pictures(name, every.index(name))[0] for name in asked.names]
-    apart = replace(asked, method="alone", settings=replace(asked.settings, method="none"))
+    alone_settings = replace(settings_of("alone", asked.seed, []), steps=asked.settings.steps)
+    apart = replace(asked, method="alone", settings=alone_settings)
     last = teach(base, asked, taught, folder / "single")[0][-1]
     alone = teach(base, apart, taught, folder / "alone")[0]
     arms = {"single": lambda _: last, "per-concept": lambda own: reduce(merged, (alone[i] for i in own))}
@@ -293,7 +304,8 @@ def main() -> None:
             print(tables([line for line in lines if (line["split"], line["concepts"]) == ("sweep", SWEPT_CONCEPTS)]))
         else:
             now = [line for key in keys for line in lines if line.items() >= key.items()]
-            print(f"{tables(now)}\n\n{differences(now)}")
+            seen = [each for x in now for each in (in_every_order(x, one.names) if x["method"] == "alone" else [x])]
+            print(f"{tables(now)}\n\n{differences(seen)}")
         return
     if asked.two and asked.concepts < 3:
         arguments.error("--two tells a concept from a third one: --concepts 3 or more")

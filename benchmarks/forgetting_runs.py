@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -104,8 +105,7 @@ class Run:
 
     @property
     def names(self) -> list[str]:
-        names = list(CONCEPTS[self.split][: self.concepts])
-        return [names[i] for i in np.random.default_rng(self.order).permutation(len(names))] if self.order else names
+        return ordered(CONCEPTS[self.split][: self.concepts], self.order)
 
     def key(self, base: BaseModel) -> dict[str, Any]:
         given = {k: v for k, v in self.settings.dump().items() if v != Settings().dump()[k] or k == "steps"}
@@ -113,6 +113,10 @@ class Run:
             "benchmark": "forgetting", "method": self.method, "order": self.order, "seed": self.seed, "concepts": self.concepts,
             "split": self.split, "settings": given, "base": base.spec.entry.fingerprint.weights[:12], "sources": sources(),
         }  # fmt: skip
+
+
+def ordered(names: Sequence[str], order: int) -> list[str]:
+    return [names[i] for i in np.random.default_rng(order).permutation(len(names))] if order else list(names)
 
 
 def sources() -> str:
@@ -123,9 +127,13 @@ def sources() -> str:
     return digest.hexdigest()[:12]
 
 
-def settings_of(method: str, seed: int, given: Sequence[str]) -> Settings:
+def settings_of(
+    method: str, seed: int, given: Sequence[str], chosen: Mapping[str, str] = MappingProxyType(CHOSEN)
+) -> Settings:
+    """A method's chosen settings, and over them the `given` ones, `KEY=VALUE` with blanks between."""
     trained = "none" if method in BOUNDS else method
-    values = {k: json.loads(v) for k, v in (s.split("=") for s in given)}
+    words = " ".join([chosen.get(method, ""), *given]).split()
+    values = {k: json.loads(v) for k, v in (word.split("=") for word in words)}
     return Settings.of({**values, "method": trained, "seed": seed})
 
 
@@ -133,7 +141,7 @@ def swept(one: Run) -> list[Run]:
     """Every method at each of its settings on six sweep concepts: all methods' first settings, then their second, and so on."""
     return [
         replace(
-            one, method=method, split="sweep", concepts=SWEPT_CONCEPTS, settings=settings_of(method, 0, given.split())
+            one, method=method, split="sweep", concepts=SWEPT_CONCEPTS, settings=settings_of(method, 0, [given], {})
         )
         for settings in zip(*SWEPT.values(), strict=True)
         for method, given in zip(SWEPT, settings, strict=True)
@@ -141,10 +149,17 @@ def swept(one: Run) -> list[Run]:
 
 
 def whole(one: Run, given: Sequence[str]) -> list[Run]:
-    """Every method and bound in each order under each seed, at its chosen settings."""
+    """Every method and bound in each order under each seed, at its chosen settings; `alone` knows no order."""
     return [
-        replace(one, method=m, order=order, seed=seed, settings=settings_of(m, seed, [*CHOSEN[m].split(), *given]))
+        replace(one, method=m, order=order, seed=seed, settings=settings_of(m, seed, given))
         for seed in SEEDS
         for order in ORDERS
         for m in (*METHODS, *BOUNDS)
+        if (m, order) != ("alone", 1)
     ]
+
+
+def in_every_order(line: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A run of `alone` as each order sees it: another concept is the last one; `names` are those of order 0."""
+    last = [names.index(ordered(names, order)[-1]) for order in ORDERS]
+    return [line | {"order": o, "last_alignment": line["by_concept"][i]} for o, i in zip(ORDERS, last, strict=True)]

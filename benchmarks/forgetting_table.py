@@ -16,15 +16,21 @@ LEFT = {
 }  # fmt: skip
 BESIDE = {
     "recognised_learned": "recognised when learned", "dc_learned": "DC accuracy when learned", "a_mmd": "A_MMD", "f_mmd": "F_MMD",
-    "update_first": "first update", "update_last": "last update", "seconds": "s a concept", "peak_mb": "MB",
+    "update_first": "first update", "update_last": "last update", "adapter_bytes": "bytes of LoRA", "seconds": "s a concept",
+    "peak_mb": "MB",
 }  # fmt: skip
 """Measures and what the tables call them: what is left of the concepts at the end, and the rest."""
-COMPARED = ("alignment", "recognised", "dc", "kept", "a_mmd", "f_mmd", "drift")
+COMPARED = ("alignment", "last_alignment", "recognised", "dc", "kept", "a_mmd", "f_mmd", "drift")
 DEFAULT = Settings().method
 
 
 def measured(line: dict[str, Any], column: str) -> float | None:
-    """A column's value in one run; `update_*` are the sum of `|B A|` that the first and the last concept added."""
+    """A column's value in one run; `update_*` are the sum of `|B A|` that the first and the last concept added.
+
+    `kept` leaves out the last concept, which nothing came after.
+    """
+    if column == "kept" and "kept_matrix" in line:
+        return float(np.mean(line["kept_matrix"][-1][:-1]))
     if column.startswith("update_"):
         return line["update_l1"][0 if column == "update_first" else -1] if "update_l1" in line else None
     return line.get(column)
@@ -69,6 +75,7 @@ def differences(lines: Lines) -> str:
     body = []
     for method in dict.fromkeys(line["method"] for line in lines if line["method"] != DEFAULT):
         pairs = [(o, x) for x in lines if x["method"] == method and (o := ours.get((x["order"], x["seed"])))]
-        cells = [cell([x[c] - o[c] for o, x in pairs if c in o and c in x]) for c in COMPARED]
+        both = [[(measured(o, c), measured(x, c)) for o, x in pairs] for c in COMPARED]
+        cells = [cell([b - a for a, b in values if a is not None and b is not None]) for values in both]
         body.append([f"{method} less {DEFAULT}", str(len(pairs)), *cells])
     return rows(["", "pairs", *COMPARED], body)

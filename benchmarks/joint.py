@@ -1,4 +1,4 @@
-"""The bound that no sequence can pass: all concepts' pictures learned at once, in one set of factors, each with its own token."""
+"""What a sequence is compared with: all concepts' pictures learned at once, in one set of factors, each with its own token."""
 
 from __future__ import annotations
 

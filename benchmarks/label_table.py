@@ -42,7 +42,7 @@ def average(values: Sequence[Any]) -> Any:
     first = values[0]
     if isinstance(first, dict):
         return {k: average([v[k] for v in values if k in v]) for k in first}
-    if isinstance(first, list) and all(len(v) == len(first) for v in values):
+    if isinstance(first, list | tuple) and all(len(v) == len(first) for v in values):
         return [average(parts) for parts in zip(*values, strict=True)]
     return round(float(np.mean(values)), 5) if isinstance(first, int | float) else first
 
@@ -62,17 +62,18 @@ def table(line: dict[str, Any]) -> str:
         rows.append([name, *shares[:2], "–", "–", f"{one['seconds_in_bulk']:.3g}", shares[2]])
     head = ["", "right", "near-twins", "evaluations", "s, one alone", "s each, many", "never taught, found"]
     times, off = line["ratios"], line["difference"]
-    low, high = off["interval"]
+    (low, high), (least, most) = off["interval"], off["interval_by_concept"]
     said = (
-        f"Difference in accuracy {off['mean']:+.1%} (95 % interval {low:+.1%} to {high:+.1%}) at 1/{times['evaluations']:g} of the"
-        f" evaluations and 1/{times['seconds_alone']:g} of the time (1/{times['seconds_alone_both_eager']:g} both on eager)."
-        f" Expected calibration error {none['calibration_error']:.3f}; false alarms {none[found]['false_alarms']:.1%}."
+        f"Difference in accuracy {off['mean']:+.1%} (95 % interval {low:+.1%} to {high:+.1%}, by concepts {least:+.1%} to"
+        f" {most:+.1%}) at 1/{times['evaluations']:g} of the evaluations and 1/{times['seconds_alone']:g} of the time"
+        f" (1/{times['seconds_alone_both_eager']:g} both on eager). Expected calibration error"
+        f" {none['calibration_error']:.3f}; false alarms {none[found]['false_alarms']:.1%}."
     )
     curves = {"as published": line["reference"]["curve"], **line["levers"]}
     wide = max(map(len, curves.values()))
     levers = [[k, *(f"{r:.1%} ({e:.0f})" for e, r in c), *[""] * (wide - len(c))] for k, c in curves.items()]
     keys = ("labels", "steps", "evaluations", "reference_evaluations", "seconds_in_bulk")
-    scaling = [[*(row[k] for k in keys), percent(row["accuracy"])] for row in line["scaling"]]
+    scaling = [[*(row[k] for k in keys), percent(row["accuracy"])] for row in line.get("scaling", [])]
     tables = [
         markdown(head, rows),
         markdown(["right (evaluations)", *[""] * wide], levers),

@@ -67,6 +67,7 @@ from cpserve.recognition import Judging, answer_of, classify, labels_of, measure
 FILE = RESULTS / "labels.jsonl"
 JUDGES = ("recognition", "elimination", "score", "schedule")  # modules that ours depends on
 FALSE_ALARMS = 0.05
+KEYS = ("base", "weights", "code", "method", "steps", "settings", "judging", "concepts", "pictures")
 
 
 @cache
@@ -296,6 +297,12 @@ def key(work: Work) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def alike(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that differ from the last one in nothing but the seed; the one with the numbers of labels first."""
+    same = [line for line in lines if all(line[k] == lines[-1][k] for k in lines[-1] if k in KEYS)]
+    return sorted(same, key=lambda line: "scaling" not in line)
+
+
 def result(work: Work, *, scaling: bool) -> dict[str, Any]:
     """Everything that a line says beside."""
     alone, (reference, theirs), (mine, labels) = part_timing(work), part_reference(work), part_ours(work)
@@ -342,7 +349,7 @@ def main() -> None:
     given = arguments.parse_args()
     lines = [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
     if given.table:
-        print(table(together([line for line in lines if line["code"] == lines[-1]["code"]])))
+        print(table(together(alike(lines))))
         return
     asked, base = asked_of(given), cpserve.load_base(given.base or Asked.base)
     made = []
@@ -355,7 +362,7 @@ def main() -> None:
                 if not given.quick:
                     keep("labels", made[-1])
     if made:
-        print(table(together(made)))
+        print(table(together(made if given.quick else alike([*lines, *made]))))
 
 
 if __name__ == "__main__":

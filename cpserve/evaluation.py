@@ -34,6 +34,7 @@ Matrix = dict[int, dict[int, float]]
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
     """`kept` is the likeness (mean cosine, seed by seed) to what the concept looked like when learned: 1, nothing was forgotten.
+    Its mean leaves out the last concept, which nothing came after; `dc` when learned is among the concepts known then.
 
     Against real pictures, for the concepts that have some: `alignment` (mean cosine), `a_mmd` (squared maximum mean
     discrepancy, at the end), `dc` (the share that diffusion-classifier scores put right among the version's concepts).
@@ -55,7 +56,7 @@ class Evaluation:
         last = len(self.concepts) - 1
         whole = len(self.alignment[last]) == last + 1
         return {
-            "kept": _mean(self.kept[last].values()),
+            "kept": _mean(likeness for i, likeness in self.kept[last].items() if i < last),
             "alignment_learned": _mean(m for j, row in self.alignment.items() for i, m in row.items() if i == j),
             "alignment": _mean(self.alignment[last].values()),
             "forgetting": round(forgetting(self.alignment), 4) if whole else None,

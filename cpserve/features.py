@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cpserve.errors import EngineError
+from cpserve.errors import EngineError, first_line
+from cpserve.tokens import connect
 
 Encoder = Callable[[Sequence[Image.Image]], np.ndarray]
 """Pictures to features `[n,d]` float32."""
@@ -60,11 +61,12 @@ def _clip() -> Encoder:
     from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
     try:
-        processor = CLIPImageProcessor.from_pretrained(CLIP)
-        model = CLIPVisionModelWithProjection.from_pretrained(CLIP, use_safetensors=True).eval()
-    except OSError as error:
+        token = connect().token
+        processor = CLIPImageProcessor.from_pretrained(CLIP, token=token)
+        model = CLIPVisionModelWithProjection.from_pretrained(CLIP, use_safetensors=True, token=token).eval()
+    except Exception as error:  # a damaged file or a connection that breaks off has no common kind there
         raise EngineError(
-            f"the image encoder {CLIP} cannot be had: {str(error).splitlines()[0]}", hint="download it once, online"
+            f"the image encoder {CLIP} cannot be had: {first_line(error)}", hint="download it once, online"
         ) from error
 
     @torch.inference_mode()

@@ -109,7 +109,7 @@ def test_a_token_is_learned_in_both_encoders(bases: dict[str, BaseModel], tmp_pa
 
 def test_a_full_basis_freezes_earlier_prompts(bases: dict[str, BaseModel], tmp_path: Path) -> None:
     """Null-space keeps K,V of earlier prompts, the zeros of the empty one too, to float precision; other methods do not."""
-    settings = replace(QUICK, method="null-space", null_energy=0.0, factor_rate=0.1)
+    settings = replace(QUICK, method="null-space", null_nouns=0, null_energy=0.0, factor_rate=0.1)
     changes = [
         float(str(learned(bases["sdxl"], tmp_path / s.method, s, "dog", "cat").manifest.metrics["largest_kv_change"]))
         for s in (settings, replace(settings, method="none"))

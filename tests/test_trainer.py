@@ -25,8 +25,9 @@ from tests.lessons import QUICK, concept, learned
 from trainer import Progress, Record, learn
 from trainer.loop import faster_precision
 from trainer.lora import fold, fresh_factors, recompress, states
+from trainer.penalties import null_space
 from trainer.penalties.ewc import Anchor, fisher_information
-from trainer.penalties.null_space import extend_basis
+from trainer.penalties.null_space import basis_of
 
 
 @pytest.fixture(scope="session")
@@ -41,27 +42,34 @@ def v_base(bases: dict[str, BaseModel]) -> BaseModel:
 
 def test_a_full_basis_freezes_earlier_prompts(base: BaseModel, tmp_path: Path) -> None:
     """With no energy left outside the basis, null-space leaves K,V of protected prompts unchanged to float precision."""
-    settings = replace(QUICK, method="null-space", null_energy=0.0, factor_rate=0.1)
+    settings = replace(QUICK, method="null-space", null_nouns=0, null_energy=0.0, factor_rate=0.1)
     two = learned(base, tmp_path, settings, "dog", "cat")
     assert two.manifest.metrics["largest_kv_change"] < 1e-5
     plain = replace(settings, method="none")
     assert learned(base, tmp_path / "none", plain, "dog", "cat").manifest.metrics["largest_kv_change"] > 1e-3
 
 
-def test_the_basis_keeps_what_it_promises() -> None:
-    """Every protected row keeps all but `energy` of itself in the basis, which is orthonormal and only grows."""
+def test_ordinary_prompts_stay_as_they_were(base: BaseModel, tmp_path: Path) -> None:
+    """What concerns no concept moves by a small part of what it does unprotected, from the first concept on."""
+    settings = replace(QUICK, method="null-space", null_energy=1e-3, factor_rate=0.1)
+    moved = [
+        learned(base, tmp_path / f"{nouns}", replace(settings, null_nouns=nouns), "dog").manifest.metrics
+        for nouns in (0, settings.null_nouns)
+    ]
+    without, protected = (float(str(metrics["largest_ordinary_kv_change"])) for metrics in moved)
+    assert 0 < protected < 0.2 * without
+
+
+def test_the_basis_keeps_what_it_promises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every protected row keeps all but `energy` of itself in the basis, which is orthonormal and no larger than it must be."""
     generator = torch.Generator().manual_seed(0)
-    first, second = (
-        torch.randn(40, 24, generator=generator) @ torch.randn(24, 64, generator=generator),
-        torch.randn(9, 64, generator=generator),
-    )
-    basis = extend_basis(torch.zeros(64, 0), first, 1e-3)
-    grown = extend_basis(basis, second, 1e-3)
-    for q, rows in ((basis, first), (grown, torch.cat([first, second]))):
-        unit = torch.nn.functional.normalize(rows, dim=1)
-        assert float((unit - unit @ q @ q.T).pow(2).sum(1).max()) <= 1e-3 + 1e-6
+    monkeypatch.setattr(null_space, "ROWS", 16)
+    low = torch.randn(40, 24, generator=generator) @ torch.randn(24, 64, generator=generator)
+    for rows, energy, most in ((low, 1e-9, 24), (low, 1e-1, 23), (torch.randn(9, 64, generator=generator), 1e-9, 9)):
+        q, unit = basis_of(rows, energy), torch.nn.functional.normalize(rows, dim=1)
+        assert float((unit - unit @ q @ q.T).pow(2).sum(1).max()) <= energy + 1e-6
         assert torch.allclose(q.T @ q, torch.eye(q.shape[1]), atol=1e-5)
-    assert basis.shape[1] < grown.shape[1] <= basis.shape[1] + 9
+        assert q.shape[1] <= most
 
 
 def test_a_resumed_run_equals_a_straight_one(base: BaseModel, tmp_path: Path) -> None:
@@ -120,7 +128,10 @@ def test_a_name_taken_twice_is_refused(base: BaseModel, tmp_path: Path) -> None:
 
 
 def test_ewc_dc_needs_a_fisher(base: BaseModel, tmp_path: Path) -> None:
-    """A change to ewc-dc after a method that kept no Fisher is refused; a change to null-space is not."""
+    """A change to ewc-dc after a method that kept no Fisher, or another, is refused; a change to null-space is not."""
+    other = learned(base, tmp_path / "other", replace(QUICK, method="ewc"), "dog")
+    with pytest.raises(TrainingError, match="Fisher"):
+        learn(base, concept("cat", 1), other, replace(QUICK, method="ewc-dc"), Record(tmp_path / "ewc-dc"))
     adapter = learned(base, tmp_path, replace(QUICK, method="none"), "dog")
     with pytest.raises(TrainingError, match="Fisher"):
         learn(base, concept("cat", 1), adapter, replace(QUICK, method="ewc-dc"), Record(tmp_path / "ewc"))

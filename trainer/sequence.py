@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -25,9 +26,9 @@ from trainer.lora import Trainable, rank_of, recompress, start_token, states, tr
 from trainer.methods import BY_NAME, Method
 from trainer.penalties.c_lora import Overlap, updates
 from trainer.penalties.ewc import Anchor, decay
-from trainer.penalties.null_space import extend_basis, largest_change
+from trainer.penalties.null_space import basis_of, largest_change
 from trainer.record import Record, Run
-from trainer.settings import GENERIC_PROMPT, PROTECTED, TEMPLATES, UNSEEN, Settings
+from trainer.settings import GENERIC_PROMPT, NOUNS, PROTECTED, TEMPLATES, UNSEEN, Settings
 
 PROMPTS = 16  # at a time: 120 MB of K,V of Stable Diffusion 1.5
 LIBRARIES = ("cpserve", "torch", "diffusers", "transformers")
@@ -111,11 +112,12 @@ def check_method(start: Adapter, settings: Settings) -> None:
     """Refuse a change of method that needs what the earlier one did not keep.
 
     Raises:
-        TrainingError: a method with a Fisher after versions without one.
+        TrainingError: a method with a Fisher after versions without one, or with another.
     """
-    if BY_NAME[settings.method].fisher and start.manifest.concepts and "ewc" not in start.training:
+    wanted, known = BY_NAME[settings.method].fisher, BY_NAME.get(start.manifest.method, Method()).fisher
+    if wanted and start.manifest.concepts and (wanted != known or "ewc" not in start.training):
         raise TrainingError(
-            f"{settings.method} needs the Fisher information of earlier concepts, which {start.manifest.method!r} did not keep",
+            f"{settings.method} needs its Fisher information of earlier concepts, which {start.manifest.method!r} did not keep",
             hint=f"go on with --method {start.manifest.method}, or start another --adapter",
         )
 
@@ -156,7 +158,7 @@ def learn(
     if lesson.method.consolidate and len(past) != len(start.tokens):
         raise TrainingError(
             f"{settings.method} needs the version in which each earlier concept was learned, and not all are here",
-            hint="choose another --method, or pull the adapter's whole history",
+            hint="choose another --method, or pull those: cpserve adapters pull hf://USER/REPO@vN",
         )
     run = Run(
         concept=lesson.entry,
@@ -255,11 +257,19 @@ def _states(lesson: Lesson, texts: Sequence[str], earlier: Tensor, token: Tensor
         yield lesson.base.spec.sites.split(states(lesson.base, ids, earlier, token).float())[0]
 
 
+def _ordinary_texts(count: int) -> list[str]:
+    """Prompts that no concept should change: the first `count` nouns in every wording, with an article where it has none."""
+    bare = re.compile(r"\b(a|the|small|big|lovely) {}")
+    return [
+        wording.format(noun if bare.search(wording) else f"a {noun}") for noun in NOUNS[:count] for wording in PROTECTED
+    ]
+
+
 @torch.no_grad()
 def _protected_basis(lesson: Lesson, earlier: Tensor, token: Tensor) -> Tensor:
     """Q `[d,q]` of the prompts known before this lesson; from text alone."""
-    e = torch.cat([*_states(lesson, _protected_texts(lesson.start.tokens), earlier, token)])
-    return extend_basis(e.new_zeros(e.shape[-1], 0), e, lesson.settings.null_energy)
+    texts = [*_protected_texts(lesson.start.tokens), *_ordinary_texts(lesson.settings.null_nouns)]
+    return basis_of(torch.cat([*_states(lesson, texts, earlier, token)]), lesson.settings.null_energy)
 
 
 @torch.no_grad()
@@ -280,6 +290,7 @@ def _measured(lesson: Lesson, task: Task, lora: Tensors) -> dict[str, float]:
         "largest_unseen_kv_change": moved(
             [wording.format(t) for t in lesson.start.tokens or [""] for wording in UNSEEN]
         ),
+        "largest_ordinary_kv_change": moved(_ordinary_texts(len(NOUNS))),
         "update_l1": round(size, 3),
         "own_dc_accuracy": round(own_accuracy(task, lesson.tokens, lora), 3),
     }

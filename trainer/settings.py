@@ -21,6 +21,12 @@ PROTECTED = (
 """Wordings whose K,V `null-space` keeps for earlier concepts. As users write others still, many different ones count for
 more than each of them kept exactly (LOG.md)."""
 
+NOUNS = (
+    "person", "dog", "car", "tree", "chair", "bird", "flower", "woman", "boat", "cup", "mountain", "fish", "book", "child",
+    "horse", "shoe", "cake", "train", "clock", "man", "bag", "ball", "hat", "table",
+)  # fmt: skip
+"""Ordinary things, whose prompts `null-space` keeps, too: what the base can draw, it is to go on drawing."""
+
 UNSEEN = ("a {} in a garden at night", "my {}, seen from above", "an oil painting of {}", "{} next to a tree")
 """Wordings that nobody learns under and nothing protects: how far their K,V move says what a bound on the others is worth."""
 
@@ -80,6 +86,8 @@ class Settings:
     """Weight of the loss on pictures of the class that the base drew (DreamBooth, Ruiz et al. 2023) [B]; 0: no such pictures."""
     prior_pictures: int = 32
     """Pictures of the class drawn for it."""
+    null_nouns: int = len(NOUNS)
+    """Null space: of how many of NOUNS the prompts are protected [O]; 0 where nothing but concepts counts."""
     null_energy: float = 5e-2
     """Null space: the largest share of a protected prompt's state that may lie outside the basis [O]."""
 

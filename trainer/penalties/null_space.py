@@ -1,7 +1,8 @@
 """Null space: the next concept's update cannot act on the directions that earlier prompts use.
 
-`dW = B A (I - Q Q^T)`, Q an orthonormal basis of the text states of prompts with the tokens known so far, recomputed from
-text alone. Kin: gradient projection memory (Saha et al. 2021), Adam-NSCL (Wang et al. 2021), AlphaEdit (Fang et al. 2025).
+`dW = B A (I - Q Q^T)`, Q an orthonormal basis of the text states of prompts with the tokens known so far and of ordinary ones,
+recomputed from text alone. Kin: gradient projection memory (Saha et al. 2021), Adam-NSCL (Wang et al. 2021), AlphaEdit (Fang
+et al. 2025).
 """
 
 from __future__ import annotations
@@ -9,24 +10,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROWS = 4096  # states at a time, 64 MB of SDXL's
 
-def extend_basis(basis: Tensor, e: Tensor, energy: float) -> Tensor:
-    """Q `[d,q]` with the fewest directions added so that every row of `e [R,d]`, normalised, keeps all but `energy` of itself.
 
-    Directions are the right singular vectors of what Q leaves of the rows.
+def basis_of(e: Tensor, energy: float) -> Tensor:
+    """Q `[d,q]` of the fewest directions of which every row of `e [..,d]`, normalised, keeps all but `energy` of itself.
+
+    Directions are the rows' right singular vectors; rows are taken some at a time, for a big base has many.
     """
-    rows = torch.nn.functional.normalize(e.flatten(0, -2).double(), dim=-1)
-    q = basis.double()
-    left = rows - rows @ q @ q.T
-    if float(left.pow(2).sum(1).max()) <= energy:
-        return basis
-    directions = torch.linalg.svd(torch.linalg.qr(left, mode="r").R, full_matrices=False).Vh
-    kept = (left @ directions.T).pow(2).cumsum(1)
-    outside = (left.pow(2).sum(1, keepdim=True) - kept).max(0).values
-    count = int((outside > energy).sum()) + 1
-    joined = torch.cat([q, directions[:count].T], dim=1)
-    orthonormal: Tensor = torch.linalg.qr(joined).Q
-    return orthonormal.float()
+    parts = e.flatten(0, -2).split(ROWS)
+    r = e.new_zeros(0, e.shape[-1], dtype=torch.float64)
+    for part in parts:
+        r = torch.linalg.qr(torch.cat([r, _unit(part)]), mode="r").R
+    directions = torch.linalg.svd(r, full_matrices=False).Vh
+    outside = torch.stack([_outside(_unit(part), directions) for part in parts]).amax(0)
+    return directions[: int((outside > energy).sum()) + 1].T.float()
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows.double(), dim=-1)
+
+
+def _outside(rows: Tensor, directions: Tensor) -> Tensor:
+    """`[q]`: the largest share of a row that the first directions, one, two and so on, leave out."""
+    kept = (rows @ directions.T).pow(2).cumsum(1)
+    return (rows.pow(2).sum(1, keepdim=True) - kept).amax(0)
 
 
 def largest_change(before: Tensor, after: Tensor) -> float:

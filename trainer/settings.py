@@ -48,7 +48,7 @@ class Settings:
     """Rows a step."""
     accumulate: int = 1
     """Parts that a step's rows are run in, one after another, where memory is short (gradient accumulation)."""
-    factor_rate: float = 2e-3
+    factor_rate: float = 1e-3
     """AdamW's rate for the factors A and B."""
     token_rate: float = 1e-2
     """AdamW's rate for the learned token."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,7 +154,9 @@ def quiet() -> Iterator[None]:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():  # diffusers asks the Hub's client in a way that it calls outdated
+            warnings.filterwarnings("ignore", module="huggingface_hub")
+            yield
     finally:
         d.set_verbosity(levels[0])
         t.set_verbosity(levels[1])

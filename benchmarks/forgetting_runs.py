@@ -93,7 +93,10 @@ CHOSEN = {
 `null-space`, which had more trials on the sweep concepts, and whose rate was set to its default in sight of runs on the test
 concepts (LOG.md)."""
 
-SAME = {"b37e4343efc1": frozenset({*METHODS, *BOUNDS} - {"null-space"})}
+SAME = {
+    "b37e4343efc1": frozenset({*METHODS, *BOUNDS} - {"null-space"}),
+    "88aa8a4af80f": frozenset({*METHODS, *BOUNDS}),  # a variable's type
+}
 """By the sources that lines were made with, the methods that have learned the same since, bit for bit (LOG.md)."""
 
 

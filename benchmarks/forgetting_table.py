@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.markdown import markdown
 from trainer import Settings
 
 Lines = Sequence[dict[str, Any]]
@@ -45,11 +46,6 @@ def cell(values: Sequence[float]) -> str:
     return f"{np.mean(values):.{digits}f}{error}"
 
 
-def rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
-
-
 def tables(lines: Lines) -> str:
     """Each method at each of its settings (and each state of the code): means over orders and seeds."""
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -66,7 +62,7 @@ def _table(groups: Mapping[str, Lines], columns: Mapping[str, str]) -> str:
     for name, group in groups.items():
         values = [[m for line in group if (m := measured(line, column)) is not None] for column in columns]
         body.append([name, str(len(group)), *map(cell, values)])
-    return rows(["method", "runs", *columns.values()], body)
+    return markdown(["method", "runs", *columns.values()], body)
 
 
 def differences(lines: Lines) -> str:
@@ -78,4 +74,4 @@ def differences(lines: Lines) -> str:
         both = [[(measured(o, c), measured(x, c)) for o, x in pairs] for c in COMPARED]
         cells = [cell([b - a for a, b in values if a is not None and b is not None]) for values in both]
         body.append([f"{method} less {DEFAULT}", str(len(pairs)), *cells])
-    return rows(["", "pairs", *COMPARED], body)
+    return markdown(["", "pairs", *COMPARED], body)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.error_tables import calibration_error, interval
+from benchmarks.markdown import markdown
 
 
 def difference(truth: np.ndarray, mine: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
@@ -80,10 +81,6 @@ def table(line: dict[str, Any]) -> str:
         markdown(["labels", "steps", "evaluations", "as published", "s each, many", "right"], scaling),
     ]
     return "\n\n".join([tables[0], said, *tables[1:]])
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
 def percent(share: float | None) -> str:

@@ -23,6 +23,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 from adapter_store import Store
 from benchmarks.error_tables import Labels, Progress, Published, staged
+from benchmarks.forgetting_runs import sources
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture
@@ -164,7 +165,7 @@ class Work:
     def taught(self, seed: int, count: int, steps: int | None = None) -> Adapter:
         """The adapter that has learned the first `count` subjects in sequence."""
         settings = self.settings(seed, steps)
-        folder = self.folder(f"taught-{settings.steps}-{seed}", settings=settings.dump())
+        folder = self.folder(f"taught-{settings.steps}-{seed}", settings=settings.dump(), sources=sources())
         store = Store(folder)
         done = min(store.head("labels"), count)
         progress = Progress(f"teaching, seed {seed}, {settings.steps} steps", count, done)

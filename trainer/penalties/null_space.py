@@ -24,7 +24,8 @@ def basis_of(e: Tensor, energy: float) -> Tensor:
         r = torch.linalg.qr(torch.cat([r, _unit(part)]), mode="r").R
     directions = torch.linalg.svd(r, full_matrices=False).Vh
     outside = torch.stack([_outside(_unit(part), directions) for part in parts]).amax(0)
-    return directions[: int((outside > energy).sum()) + 1].T.float()
+    fewest: Tensor = directions[: int((outside > energy).sum()) + 1].T.float()
+    return fewest
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_a_table_is_never_lost(place: Path, folders: dict[str, Path], tmp_path: 
 
 def test_the_map_adds_up_to_the_difference(bases: dict[str, BaseModel], tmp_path: Path) -> None:
     """Summed over cells it is what the classifier compares; with the labels swapped it changes its sign."""
-    adapter = learned(bases[BASE], tmp_path, QUICK, "dog", "cat")
+    adapter = learned(bases[BASE], tmp_path, replace(QUICK, method="none", factor_rate=1e-2), "dog", "cat")
     judging = Judging(draws=4, error=0)
     with EagerEngine(bases[BASE]) as engine:
         [answer] = classify(engine, [noise(1)], adapter, judging)

@@ -135,8 +135,8 @@ class HubClient:
 
     def remember(self, revision: str) -> None:
         """Let the cache know what a tag or the branch stands for, so that it can be asked offline; nothing depends on it."""
-        with suppress(CpserveError):
-            self.locate(revision)
+        with suppress(CpserveError, *RAISED):
+            self._manifest(revision)
 
     def cached(self, commit: str, path: str) -> Path | None:
         """Where the cache keeps a file of a commit, if it does."""

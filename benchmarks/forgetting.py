@@ -49,8 +49,8 @@ from benchmarks.forgetting_runs import (
     SAME,
     SWEPT_CONCEPTS,
     Run,
+    chosen,
     in_every_order,
-    settings_of,
     sources,
     swept,
     whole,
@@ -218,7 +218,7 @@ def two(base: BaseModel, asked: Run, count: int, folder: Path) -> dict[str, Any]
     """Of `count` pictures under "a photo of <one> and <other>" by one adapter, and by two summed, how many show both."""
     every = CONCEPTS[asked.split]
     taught = [pictures(name, every.index(name))[0] for name in asked.names]
-    alone_settings = replace(settings_of("alone", asked.seed, []), steps=asked.settings.steps)
+    alone_settings = replace(chosen("alone", asked.seed), steps=asked.settings.steps)
     apart = replace(asked, method="alone", settings=alone_settings)
     last = teach(base, asked, taught, folder / "single")[0][-1]
     alone = teach(base, apart, taught, folder / "alone")[0]
@@ -298,7 +298,7 @@ def main() -> None:
     base = cpserve.load_base()
     one = Run(
         method=asked.method or "null-space", order=asked.order, seed=asked.seed, concepts=asked.concepts, split=asked.split,
-        settings=settings_of(asked.method or "null-space", asked.seed, asked.set),
+        settings=chosen(asked.method or "null-space", asked.seed, asked.set),
     )  # fmt: skip
     runs = swept(one) if asked.sweep else whole(one, asked.set) if asked.all or asked.table else [one]
     if asked.table:
@@ -317,8 +317,7 @@ def main() -> None:
             keep("pairs", one.key(base) | {"benchmark": "pairs"} | two(base, one, asked.pictures, Path(folder)))
     elif asked.quick:
         quick = [
-            replace(one, method=m, concepts=3, settings=settings_of(m, 0, ["steps=150"]))
-            for m in ("none", "null-space")
+            replace(one, method=m, concepts=3, settings=chosen(m, 0, ["steps=150"])) for m in ("none", "null-space")
         ]
         with tempfile.TemporaryDirectory() as folder:
             lines = [each.key(base) | run(base, each, Path(folder)).line for each in quick]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -135,14 +134,15 @@ def sources() -> str:
     return digest.hexdigest()[:12]
 
 
-def settings_of(
-    method: str, seed: int, given: Sequence[str], chosen: Mapping[str, str] = MappingProxyType(CHOSEN)
-) -> Settings:
-    """A method's chosen settings, and over them the `given` ones, `KEY=VALUE` with blanks between."""
+def settings_of(method: str, seed: int, given: Sequence[str]) -> Settings:
     trained = "none" if method in BOUNDS else method
-    words = " ".join([chosen.get(method, ""), *given]).split()
-    values = {k: json.loads(v) for k, v in (word.split("=") for word in words)}
+    values = {k: json.loads(v) for k, v in (s.split("=") for s in given)}
     return Settings.of({**values, "method": trained, "seed": seed})
+
+
+def chosen(method: str, seed: int, given: Sequence[str] = ()) -> Settings:
+    """A method's chosen settings, and over them the `given` ones."""
+    return settings_of(method, seed, [*CHOSEN[method].split(), *given])
 
 
 def swept(one: Run) -> list[Run]:
@@ -153,7 +153,7 @@ def swept(one: Run) -> list[Run]:
             method=method,
             split="sweep",
             concepts=SWEPT_CONCEPTS,
-            settings=settings_of(method, 0, [SWEPT_RATE, given], {}),
+            settings=settings_of(method, 0, [SWEPT_RATE, *given.split()]),
         )
         for settings in zip(*SWEPT.values(), strict=True)
         for method, given in zip(SWEPT, settings, strict=True)
@@ -163,7 +163,7 @@ def swept(one: Run) -> list[Run]:
 def whole(one: Run, given: Sequence[str]) -> list[Run]:
     """Every method and bound in each order under each seed, at its chosen settings; `alone` knows no order."""
     return [
-        replace(one, method=m, order=order, seed=seed, settings=settings_of(m, seed, given))
+        replace(one, method=m, order=order, seed=seed, settings=chosen(m, seed, given))
         for seed in SEEDS
         for order in ORDERS
         for m in (*METHODS, *BOUNDS)

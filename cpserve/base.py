@@ -168,7 +168,6 @@ def _pipeline(source: str, revision: str | None) -> Any:
     from diffusers import DiffusionPipeline
 
     options: dict[str, Any] = {"dtype": torch.float32, "safety_checker": None}
-    hub: dict[str, Any] = {} if source == BUILTIN or Path(source).is_dir() else {"token": connect().token}
     where: str | Path = source
     if source == BUILTIN:
         where = Path(str(files("cpserve") / "models" / "emoji64"))
@@ -176,11 +175,12 @@ def _pipeline(source: str, revision: str | None) -> Any:
         raise BaseModelError(
             f"{source} is a pickle, which can run code when read", hint="use the model's .safetensors file"
         )
+    single, beside = str(where).endswith(".safetensors"), Path(where).parent
+    # Stable Diffusion's own repositories hold the settings beside the file; else diffusers asks the Hub
+    known = single and (beside / "model_index.json").is_file()
+    hub: dict[str, Any] = {} if known or Path(where).is_dir() else {"token": connect().token}
     try:
-        if str(where).endswith(".safetensors"):
-            # Stable Diffusion's own repositories hold the settings beside the file; else diffusers asks the Hub
-            beside = Path(where).parent
-            known = (beside / "model_index.json").is_file()
+        if single:
             options |= {"config": str(beside)} if known else hub
             index = DiffusionPipeline.load_config(str(beside)) if known else {}
             return _class(index).from_single_file(str(where), **options)

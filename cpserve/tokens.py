@@ -36,9 +36,7 @@ def connect(
     Raises:
         StoreError: the address is none, the token file cannot be read, or the token would travel in the clear.
     """
-    where = (endpoint or environment.get("HF_ENDPOINT") or HUGGING_FACE).rstrip("/")
-    if not _is_address(where):
-        raise StoreError(f"{where!r} is no address of a Hub", hint=f"write it as {HUGGING_FACE}")
+    where = address(endpoint, environment)
     named = _read(token_file) if token_file else environment.get("HF_TOKEN", "").strip()
     if named and not _private_way(where):
         raise StoreError(
@@ -46,6 +44,18 @@ def connect(
             hint="use an https address, or unset HF_TOKEN",
         )
     return Connection(where, named or _stored(where, environment))
+
+
+def address(endpoint: str | None = None, environment: Mapping[str, str] = os.environ) -> str:
+    """The Hub that `endpoint`, else `HF_ENDPOINT`, names, else Hugging Face's.
+
+    Raises:
+        StoreError: the address is none.
+    """
+    where = (endpoint or environment.get("HF_ENDPOINT") or HUGGING_FACE).rstrip("/")
+    if not _is_address(where):
+        raise StoreError(f"{where!r} is no address of a Hub", hint=f"write it as {HUGGING_FACE}")
+    return where
 
 
 def _is_address(where: str) -> bool:

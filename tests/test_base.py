@@ -29,6 +29,12 @@ def test_a_single_file_is_the_same_base_as_its_folder(checkpoint: Path, bases: d
     assert load_base(str(checkpoint)).spec.entry.fingerprint == bases["sd15"].spec.entry.fingerprint
 
 
+def test_what_lies_here_asks_no_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that is none keeps nobody from a model whose every part is here."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://[nowhere")
+    assert load_base(str(checkpoint)).spec.entry.fingerprint
+
+
 def test_a_single_file_alone_says_what_is_missing(checkpoint: Path) -> None:
     """With no settings beside it and no network, the error's hint says where the settings belong."""
     (checkpoint.parent / "model_index.json").unlink()

@@ -126,6 +126,15 @@ def test_a_base_on_another_hub_gets_no_stored_token(hub: HubServer, tmp_path: Pa
     assert not any(request.token for request in hub.asked)
 
 
+def test_an_endpoint_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    """A malformed `HF_ENDPOINT` is told before the Hub's client, which reads it when it is imported, breaks on it."""
+    line = [str(Path(sys.executable).with_name("cpserve")), "adapters", "list", "hf://a/b"]
+    known = {**os.environ, "HF_ENDPOINT": "http://[x"}
+    refused = subprocess.run(line, env=known, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: 'http://[x' is no address of a Hub\nhint: ")
+
+
 def test_who_loses_the_race_with_a_finished_version_is_told_and_can_go_on_both_ways(
     learned: Path, folders: dict[str, Path], hub: HubServer, tmp_path: Path
 ) -> None:

@@ -9,7 +9,6 @@ anything else       is a bug and keeps its traceback
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import click
 
 from cpserve.errors import CpserveError, printable
+from cpserve.tokens import address
 
 STOPPED = 130  # as shells report a process that Ctrl-C ended
 
@@ -27,6 +27,7 @@ class BorderGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            address()  # the Hub's client reads HF_ENDPOINT when it is imported, and breaks there
             return super().invoke(ctx)
         except CpserveError as error:
             click.echo(f"error: {printable(error)}", err=True)
@@ -45,16 +46,6 @@ def when_stopped(kept: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(kept) from stop
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file as a whole: a full disk leaves the old one as it was."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staged.write_bytes(content)
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 @contextmanager

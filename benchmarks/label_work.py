@@ -62,7 +62,8 @@ class Asked:
 
     base: str = "builtin:emoji64"
     engine: str = "openvino"
-    precision: str | None = None
+    precision: str = "float32"
+    """Of the engine; the reference's own, so that every CPU's lines can stand together."""
     concepts: int = 20
     each: int = 10
     """Pictures of a concept."""

@@ -67,7 +67,9 @@ from cpserve.recognition import Judging, answer_of, classify, labels_of, measure
 FILE = RESULTS / "labels.jsonl"
 JUDGES = ("recognition", "elimination", "score", "schedule")  # modules that ours depends on
 FALSE_ALARMS = 0.05
-KEYS = ("base", "weights", "code", "method", "steps", "settings", "judging", "concepts", "pictures")
+KEYS = (
+    "base", "weights", "code", "engine", "precision", "method", "steps", "settings", "judging", "concepts", "pictures",
+)  # fmt: skip
 
 
 @cache
@@ -292,8 +294,9 @@ def key(work: Work) -> dict[str, Any]:
     asked, settings = work.asked, work.settings(work.asked.seeds[0])
     return {
         "base": asked.base, "weights": work.base.spec.entry.fingerprint.weights[:12], "code": code(), "seeds": list(asked.seeds),
-        "method": settings.method, "steps": settings.steps, "settings": asked.settings, "judging": asdict(work.judging),
-        "concepts": asked.concepts, "near_twins": int(asked.twins.sum()), "pictures": len(asked.truth),
+        "engine": asked.engine, "precision": asked.precision, "method": settings.method, "steps": settings.steps,
+        "settings": asked.settings, "judging": asdict(work.judging), "concepts": asked.concepts,
+        "near_twins": int(asked.twins.sum()), "pictures": len(asked.truth),
     }  # fmt: skip
 
 
@@ -332,9 +335,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--base")
     arguments.add_argument("--engine", choices=("eager", "onnx", "openvino"))
-    arguments.add_argument(
-        "--precision", choices=("float32", "bfloat16"), help="of the engine, where not its own choice"
-    )
+    arguments.add_argument("--precision", choices=("float32", "bfloat16"), help="of the engine")
     arguments.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the trainer, such as steps=300"
     )

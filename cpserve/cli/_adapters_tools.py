@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cpserve.cli._border import writing
+from cpserve.cli._border import write, writing
 from cpserve.cli._common import Common, base_option, common_options, examples, hub_options, open_base
 from cpserve.cli._show import emit, note, pairs, table
 
@@ -140,7 +140,6 @@ def import_(common: Common, file: Path, name: str, base: str | None) -> None:
 @common_options
 def convert(common: Common, ref: str, tongue: str, out: Path) -> None:
     """Write a version's weights under the names that other programs look for: ComfyUI and the WebUIs read kohya's."""
-    from adapter_store.atomic import staged
     from adapter_store.foreign import read_lora, write_lora
     from cpserve.errors import AdapterError
     from cpserve.manifest import WEIGHTS
@@ -150,9 +149,7 @@ def convert(common: Common, ref: str, tongue: str, out: Path) -> None:
     with writing(out):
         if out.exists() and out.read_bytes() != written:
             raise AdapterError(f"{out} is another file, and is left alone", hint="choose another --out, or delete it")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with staged(out.parent, written) as whole:
-            whole.replace(out)
+    write(out, written)
     tokens = [c.token for c in version.manifest.concepts]
     if tokens:
         note(f"the words {', '.join(tokens)} are in the version's embeddings/, which such programs load as embeddings")

@@ -57,3 +57,17 @@ def writing(path: Path) -> Iterator[None]:
         raise CpserveError(
             f"{path} cannot be written: {error.strerror or error}", hint="free some space, or choose another --out"
         ) from error
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write the file, with its folders; what cannot be written whole leaves what was there.
+
+    Raises:
+        CpserveError: the disk refuses.
+    """
+    from adapter_store.atomic import staged  # the store is slow to import
+
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staged(path.parent, data) as whole:
+            whole.replace(path)

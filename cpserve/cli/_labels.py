@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpserve.cli._border import writing
+from cpserve.cli._border import write, writing
 from cpserve.errors import CpserveError
 
 if TYPE_CHECKING:
@@ -44,11 +44,7 @@ class LabelTable:
             hint = "go on with it: --resume; or choose another --out"
             raise CpserveError(f"{self.path} is there already", hint=hint)
         judged = self._judged() if self.path.exists() else []
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            staged = self.path.with_name(f".{self.path.name}.part")
-            staged.write_bytes(_lines([(*FIXED, *self.labels)]) + self._rows(judged))
-            staged.replace(self.path)
+        write(self.path, _lines([(*FIXED, *self.labels)]) + self._rows(judged))
         return judged
 
     def append(self, labelled: Labelled) -> None:

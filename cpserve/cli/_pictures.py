@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from cpserve.cli._border import writing
+from cpserve.cli._border import write, writing
 from cpserve.errors import ConceptError
 from cpserve.unpack import LIMITS, Picture, count_pictures, examine
 
@@ -33,10 +34,16 @@ def save(image: Image.Image, folder: Path, stem: str, made_by: Mapping[str, obje
     for key, value in settings.items():
         info.add_itxt(key, value)
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         path = next(p for p in _names(folder, stem) if not p.exists() or _settings(p, settings) == settings)
-        image.save(path, "PNG", pnginfo=info)
+    write(path, png(image, info))
     return path
+
+
+def png(image: Image.Image, info: PngInfo | None = None) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
 
 
 def _names(folder: Path, stem: str) -> Generator[Path]:

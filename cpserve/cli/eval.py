@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpserve.cli._border import writing
+from cpserve.cli._border import write, writing
 from cpserve.cli._common import Common, common_options, engine_options, examples, hub_options, open_for, read_adapters
 from cpserve.cli._show import emit, reporting, table
 
@@ -157,13 +157,10 @@ def _write(out: Path, made: Evaluation, judge: str) -> None:
 
     from PIL import Image
 
-    from adapter_store.atomic import staged
     from cpserve.cli import _pictures
 
     n = len(made.concepts)
     blank = Image.new("RGB", made.pictures[0][0][0].size, "white")
     cells = [made.pictures[j].get(i, [blank])[0] for i in range(n) for j in range(n)]
-    with writing(out):
-        with staged(out, f"{json.dumps(_value(made, judge), indent=1)}\n".encode()) as whole:
-            whole.replace(out / "evaluation.json")
-        _pictures.grid(cells, n).save(out / "versions.png")
+    write(out / "evaluation.json", f"{json.dumps(_value(made, judge), indent=1)}\n".encode())
+    write(out / "versions.png", _pictures.png(_pictures.grid(cells, n)))

@@ -5,7 +5,6 @@ Knows the file and the picture. Does not know how anything is measured.
 
 from __future__ import annotations
 
-import io
 from typing import Annotated, Any
 
 import msgspec
@@ -18,6 +17,7 @@ from adapter_store.layout import CARD, EVALUATION, MATRIX
 from adapter_store.version import Version
 from cpserve.errors import AdapterError
 from cpserve.manifest import Manifest, plain
+from cpserve.png import png
 
 CELL, TEXT, GAP = (72, 36), 15, 8  # pixels
 LONGEST = 24  # characters of a name
@@ -105,9 +105,7 @@ def draw_matrix(read: Evaluation) -> bytes:
             x, y = left + wide * j, high * (i + 1)
             pen.rectangle((x + 1, y + 1, x + wide - 2, y + high - 2), color)
             write(x + wide / 2, y + high / 2, f"{value:.2f}", "mm", "white" if share > 0.5 else "black")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return png(image)
 
 
 def _no_evaluation(path: str, why: str) -> AdapterError:

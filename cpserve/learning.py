@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from cpserve.drawing import Drawing, generate
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import StoreError, TrainingError
 from cpserve.manifest import check_name
+from cpserve.png import png
 from cpserve.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -207,10 +207,4 @@ def draw_samples(base: BaseModel, adapter: Adapter, each: int = SAMPLES) -> dict
     prompts = [Prompt(f"a photo of {c.token}", adapter) for c in concepts for _ in range(each)]
     names = [f"{c.name}-{i}.png" for c in concepts for i in range(each)]
     images = _draw(base, prompts, [i for _ in concepts for i in range(each)])
-    return {name: _png(image) for name, image in zip(names, images, strict=True)}
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return {name: png(image) for name, image in zip(names, images, strict=True)}

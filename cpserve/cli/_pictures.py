@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
@@ -15,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from cpserve.cli._border import write, writing
 from cpserve.errors import ConceptError
+from cpserve.png import png
 from cpserve.unpack import LIMITS, Picture, count_pictures, examine
 
 ENTRIES = 10_000  # of one folder or zip to classify; they are read one at a time
@@ -37,13 +37,6 @@ def save(image: Image.Image, folder: Path, stem: str, made_by: Mapping[str, obje
         path = next(p for p in _names(folder, stem) if not p.exists() or _settings(p, settings) == settings)
     write(path, png(image, info))
     return path
-
-
-def png(image: Image.Image, info: PngInfo | None = None) -> bytes:
-    """A picture as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
-    return buffer.getvalue()
 
 
 def _names(folder: Path, stem: str) -> Generator[Path]:

@@ -158,9 +158,10 @@ def _write(out: Path, made: Evaluation, judge: str) -> None:
     from PIL import Image
 
     from cpserve.cli import _pictures
+    from cpserve.png import png
 
     n = len(made.concepts)
     blank = Image.new("RGB", made.pictures[0][0][0].size, "white")
     cells = [made.pictures[j].get(i, [blank])[0] for i in range(n) for j in range(n)]
     write(out / "evaluation.json", f"{json.dumps(_value(made, judge), indent=1)}\n".encode())
-    write(out / "versions.png", _pictures.png(_pictures.grid(cells, n)))
+    write(out / "versions.png", png(_pictures.grid(cells, n)))

@@ -208,13 +208,17 @@ class Levers:
         return float(np.mean(spent)), accuracy(np.array([one.leader for one in seen]), self.truth)
 
 
-def raced(errors: np.ndarray, error: float, elements: int) -> Race:
-    """The part of a picture's errors `[looks,L]` that a judge with elimination looks at, NaN elsewhere, as in `measure`."""
+def raced(errors: np.ndarray, error: float, elements: int, evidence: np.ndarray | None = None) -> Race:
+    """The part of a picture's errors `[looks,L]`, and of its evidence if "none of these" may be the answer, that a judge with
+    elimination looks at, NaN elsewhere, as in `measure`.
+    """
     looks, labels = errors.shape
     seen, active = np.full_like(errors, np.nan), np.ones(labels, bool)
     for look in range(looks):
         seen[look, active] = errors[look, active]
-        race = Race(seen[: look + 1], elements)
+        so_far = seen[: look + 1]
+        out = np.isnan(so_far) | np.isnan(so_far[:, -1:])
+        race = Race(so_far, elements, None if evidence is None else np.where(out, np.nan, evidence[: look + 1]))
         active = ~ruled_out(race, error)
         if active.sum() == 1:
             break

@@ -30,7 +30,7 @@ from cpserve.concept import Concept, Picture
 from cpserve.engine import Engine, open_engine
 from cpserve.prompts import Prompt
 from cpserve.recognition import Judging, labels_of
-from examples import TAUGHT_PLACES, UNSEEN_PLACES, drawing_of, photo
+from examples import TAUGHT_PLACES, UNSEEN_PLACES, cluttered, drawing_of, photo
 from export.build import plan_export
 from export.target import Target
 from trainer import Record, Settings, learn
@@ -119,8 +119,8 @@ def pictures(subject: Subject, seed: int, purpose: str, count: int) -> Images:
     """To teach from (`taught`), to ask about (`asked`), or to fit a threshold on (`fitted`)."""
     stream = (31, seed, (*subjects(), *NEVER_TAUGHT).index(subject), ("taught", "asked", "fitted").index(purpose))
     rng = np.random.default_rng(stream)
-    places, turn = (TAUGHT_PLACES, (0, 10)) if purpose == "taught" else (UNSEEN_PLACES, (0, 15))
-    made = [photo(rng, drawing_of(*subject), places[i % len(places)], turn) for i in range(count)]
+    take, places, turn = (photo, TAUGHT_PLACES, (0, 10)) if purpose == "taught" else (cluttered, UNSEEN_PLACES, (0, 20))
+    made = [take(rng, drawing_of(*subject), places[i % len(places)], turn) for i in range(count)]
     return [Image.open(io.BytesIO(jpeg)).convert("RGB") for jpeg in made]
 
 

@@ -103,12 +103,12 @@ def ours(work: Work, engine: Engine, adapter: Adapter, judging: Judging, what: s
     """All pictures, some dozens at a time as `classify DIR` does."""
 
     def do(some: Images) -> np.ndarray:
-        return np.moveaxis(measure(engine, some, adapter, judging), 0, 1)  # [pictures,looks,labels]
+        return np.moveaxis(measure(engine, some, adapter, judging), 0, 1)  # [pictures,looks,labels,2]
 
     depends = {"adapter": adapter.content_hash, "judging": asdict(judging), "code": code(), **how(engine)}
-    errors, seconds = work.staged(what, images, 50, do, **depends)
+    seen, seconds = work.staged(what, images, 50, do, **depends)
     labels = list(labels_of(adapter, judging))
-    answers = [answer_of(one, labels, engine.spec.elements) for one in errors]
+    answers = [answer_of(one, labels, engine.spec.elements, judging) for one in seen]
     p = np.array([list(a.probabilities.values()) for a in answers])
     chosen = np.array([labels.index(a.label) for a in answers])
     return Judged(chosen, p.max(1), np.array([a.evaluations for a in answers]), seconds, p[:, -1])

@@ -10,6 +10,11 @@ log odds between the two are 2 g D over that variance, and with D for the unknow
 
 This is the softmax of diffusion-classifier scores with the temperature that the looks so far deserve. Were predictions perfect,
 noise white and looks single, NOISE would be 4; a base's errors are correlated.
+
+Whether the leading label is in the picture at all is another question. What lies beside it is predicted worse under a prompt
+that does not name it than under c_0, which names nothing, so that the whole picture's error speaks for c_0 as soon as there
+is clutter. Hence evidence counts by region: by how much the label's error is below c_0's where it is below, the map of their
+difference smoothed. By chance and lookalikes that comes to some REGIONS r; what there is beyond is D in the odds above.
 """
 
 from __future__ import annotations
@@ -18,15 +23,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NOISE, SPREAD = 40.0, 0.3  # fitted: tools/emoji64/fit_recognition.py
+NOISE, SPREAD, REGIONS = 40.0, 0.3, 25.0  # fitted: tools/emoji64/fit_recognition.py
+WIDTH = 3 / 16  # of the map's side: the standard deviation of the Gaussian that smooths
 
 
 @dataclass(frozen=True, eq=False)
 class Race:
-    """One picture's errors so far, `[looks,labels]` float64, each summed over `elements`; NaN where a label was out before."""
+    """One picture's errors so far, `[looks,labels]` float64, each summed over `elements`; NaN where a label was out before.
+
+    With `evidence [looks,labels]`, of each label by regions, the last label is c_0, which stands for none of them.
+    """
 
     errors: np.ndarray
     elements: int
+    evidence: np.ndarray | None = None
 
     @property
     def active(self) -> np.ndarray:
@@ -36,18 +46,35 @@ class Race:
 
     @property
     def leader(self) -> int:
-        """The label of the smallest mean error among those still in."""
+        """The label of the smallest mean error among those still in; c_0 leads nothing."""
         means = np.where(self.active, np.nanmean(self.errors, axis=0), np.inf)
-        return int(means.argmin())
+        return int((means if self.evidence is None else means[:-1]).argmin())
 
     def probabilities(self) -> np.ndarray:
         """`[labels]`, summing to one; a label that is out is judged by the looks that it had."""
         best, looks = self.errors[:, [self.leader]], (~np.isnan(self.errors)).sum(0)
         behind = np.maximum(np.nanmean(self.errors - best, axis=0), 0)
-        noise = NOISE * best.mean() / self.elements / looks
-        odds = np.exp(-2 * behind / np.maximum(SPREAD**2 * behind + noise, 1e-30))
+        unexplained = best.mean() / self.elements
+        if self.evidence is not None:
+            behind[-1] = np.nanmean(self.evidence[:, self.leader]) - REGIONS * unexplained
+        log_odds = -2 * behind / np.maximum(SPREAD**2 * np.abs(behind) + NOISE * unexplained / looks, 1e-30)
+        odds = np.exp(log_odds - log_odds.max())
         p: np.ndarray = odds / odds.sum()
         return p
+
+
+def by_region(below: np.ndarray) -> np.ndarray:
+    """What maps `[N,h,w]` of c_0's error less a label's come to where they are above zero, smoothed: `[N]`."""
+    rows, columns = (_smoothing(side) for side in below.shape[1:])
+    evidence: np.ndarray = np.maximum(rows @ below @ columns, 0).sum((1, 2))
+    return evidence
+
+
+def _smoothing(side: int) -> np.ndarray:
+    """`[side,side]`: a Gaussian about each cell; what lies outside is zero."""
+    distance = np.subtract.outer(np.arange(side), np.arange(side)) / (WIDTH * side)
+    kernel: np.ndarray = np.exp(-(distance**2) / 2) / (WIDTH * side * np.sqrt(2 * np.pi))
+    return kernel
 
 
 def ruled_out(race: Race, error: float) -> np.ndarray:

@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cpserve.adapter import Adapter
-from cpserve.elimination import Race, ruled_out
+from cpserve.elimination import Race, by_region, ruled_out
 from cpserve.engine import Engine
 from cpserve.errors import AdapterError
 from cpserve.prompts import Prompt
-from cpserve.score import Draw, draws, row_errors
+from cpserve.score import Draw, draws, error_maps
 
 NONE = "none of these"
 GENERIC_PROMPT = "a photo"
@@ -97,7 +97,7 @@ def classify(
     judging = judging or Judging()
     labels = list(labels_of(adapter, judging))
     seen = measure(engine, images, adapter, judging)
-    return [answer_of(seen[:, picture], labels, engine.spec.elements) for picture in range(len(images))]
+    return [answer_of(seen[:, picture], labels, engine.spec.elements, judging) for picture in range(len(images))]
 
 
 @torch.no_grad()
@@ -108,9 +108,10 @@ def measure(
     judging: Judging,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Each picture's errors under each label, `[looks,pictures,labels]` float64, the mean of a pair of draws a look.
+    """Each picture's errors under each label and the label's evidence by regions, `[looks,pictures,labels,2]` float64, the mean of
+    a pair of draws a look.
 
-    NaN where a label had been ruled out before.
+    NaN where a label had been ruled out before; evidence is NaN also where "none of these" is not, or no more, an answer.
 
     Raises:
         AdapterError: the adapter knows no concept, or does not fit the base.
@@ -128,32 +129,49 @@ def _measure(
 ) -> np.ndarray:
     prompts = labels_of(adapter, judging)
     looks = max(1, judging.draws // 2)
-    seen = np.full((looks, len(images), len(prompts)), np.nan)
+    seen = np.full((looks, len(images), len(prompts), 2), np.nan)
     if not images:
         return seen
     bank, slots = engine.bank.packed([Prompt(text, adapter) for text in prompts.values()])
     latents = latents_of(engine, images)
     plan = draws_of(engine, judging, latents)
-    active = np.ones(seen.shape[1:], bool)
+    active = np.ones(seen.shape[1:3], bool)
     for look in range(looks):
         going = active & (active.sum(1, keepdims=True) > 1) if look else active
         if not going.any():
             break
         pair = Draw(plan.t[2 * look : 2 * look + 2], plan.noise[2 * look : 2 * look + 2])
-        seen[look][going] = _pair_errors(engine, bank, slots, latents, going, pair)
+        maps = _pair_maps(engine, bank, slots, latents, going, pair)
+        seen[look][going, 0] = maps.sum((1, 2))
+        if judging.none:
+            _weigh(seen[look], going, maps)
         for picture in np.flatnonzero(going.any(1)):
-            race = Race(seen[: look + 1, picture], engine.spec.elements)
-            active[picture] = ~ruled_out(race, judging.error)
+            active[picture] = ~ruled_out(
+                race_of(seen[: look + 1, picture], engine.spec.elements, judging), judging.error
+            )
         if progress:
             done = (active.sum(1) == 1).sum() if look + 1 < looks else len(latents)
             progress(int(done), len(latents))
     return seen
 
 
-def _pair_errors(
+def race_of(seen: np.ndarray, elements: int, judging: Judging) -> Race:
+    """One picture's, of what `measure` saw of it: `[looks,labels,2]`."""
+    return Race(seen[..., 0], elements, seen[..., 1] if judging.none else None)
+
+
+def _weigh(seen: np.ndarray, going: np.ndarray, maps: np.ndarray) -> None:
+    """Write the evidence of this look into `seen [pictures,labels,2]`, of pictures that may still show none of the concepts."""
+    generic = np.full((len(going), *maps.shape[1:]), np.nan)
+    picture, label = np.nonzero(going)
+    generic[picture[label == going.shape[1] - 1]] = maps[label == going.shape[1] - 1]
+    seen[going, 1] = by_region(generic[picture] - maps)
+
+
+def _pair_maps(
     engine: Engine, bank: Tensor, slots: Tensor, latents: Tensor, going: np.ndarray, pair: Draw
 ) -> np.ndarray:
-    """The mean error of both draws for every (picture, label) in `going [pictures,labels]`, in the order of its true cells."""
+    """The mean error map of both draws `[cells,h,w]` for every (picture, label) in `going [pictures,labels]`, in their order."""
 
     def denoise(z: Tensor, t: Tensor, slot: Tensor) -> Tensor:
         return engine.denoise(z, t, bank, slot)
@@ -163,15 +181,14 @@ def _pair_errors(
     parts = []
     for rows in torch.arange(len(picture)).split(ROWS):
         draw = Draw(pair.t[which[rows]], pair.noise[which[rows]])
-        parts.append(row_errors(denoise, engine.spec.schedule, latents[picture[rows]], draw, slots[label[rows]]).cpu())
-    both: np.ndarray = torch.cat(parts).double().view(2, -1).mean(0).numpy()
+        parts.append(error_maps(denoise, engine.spec.schedule, latents[picture[rows]], draw, slots[label[rows]]).cpu())
+    both: np.ndarray = torch.cat(parts).double().unflatten(0, (2, -1)).mean(0).numpy()
     return both
 
 
-def answer_of(seen: np.ndarray, labels: list[str], elements: int) -> Answer:
-    """What a picture's errors `[looks,labels]` come to."""
-    spent = ~np.isnan(seen)
-    race = Race(seen[spent.any(1)], elements)
-    p = race.probabilities()
-    best = race.leader
+def answer_of(seen: np.ndarray, labels: list[str], elements: int, judging: Judging) -> Answer:
+    """What a picture's errors and evidence `[looks,labels,2]` come to."""
+    spent = ~np.isnan(seen[..., 0])
+    p = race_of(seen[spent.any(1)], elements, judging).probabilities()
+    best = int(p.argmax())
     return Answer(labels[best], float(p[best]), dict(zip(labels, p.tolist(), strict=True)), 2 * int(spent.sum()))

@@ -51,10 +51,10 @@ def _radical_inverse(i: int) -> float:
     return value
 
 
-def row_errors(denoise: DenoiseSlots, schedule: Schedule, x0: Tensor, draw: Draw, slot: Tensor) -> Tensor:
-    """Squared errors `[R]` of rows `x0 [R,4,h,w]`, each under its own label `slot [R]`, summed over elements."""
+def error_maps(denoise: DenoiseSlots, schedule: Schedule, x0: Tensor, draw: Draw, slot: Tensor) -> Tensor:
+    """Squared errors `[R,h,w]` of rows `x0 [R,4,h,w]`, each under its own label `slot [R]`, summed over channels."""
     t, noise = draw.t.expand(len(x0)), draw.noise.expand_as(x0)
-    return (noise - denoise(schedule.add_noise(x0, noise, t), t, slot)).pow(2).flatten(1).sum(1)
+    return (noise - denoise(schedule.add_noise(x0, noise, t), t, slot)).pow(2).sum(1)
 
 
 def predictions(denoise: DenoiseSlots, schedule: Schedule, x0: Tensor, draw: Draw, slots: Tensor) -> Tensor:

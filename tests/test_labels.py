@@ -92,7 +92,8 @@ def test_the_map_adds_up_to_the_difference(bases: dict[str, BaseModel], tmp_path
     judging = Judging(draws=4, error=0)
     with EagerEngine(bases[BASE]) as engine:
         [answer] = classify(engine, [noise(1)], adapter, judging)
-        errors = dict(zip(("dog", "cat", NONE), measure(engine, [noise(1)], adapter, judging).mean(0)[0], strict=True))
+        seen = measure(engine, [noise(1)], adapter, judging)
+        errors = dict(zip(("dog", "cat", NONE), seen[:, 0, :, 0].mean(0), strict=True))
         cells = difference(engine, noise(1), adapter, ("dog", NONE), judging)
         turned = difference(engine, noise(1), adapter, (NONE, "dog"), judging)
     assert cells.shape == (8, 8)

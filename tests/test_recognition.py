@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cpserve.base import BaseModel
-from cpserve.elimination import NOISE, SPREAD, Race, ruled_out
+from cpserve.elimination import NOISE, SPREAD, Race, by_region, ruled_out
 from cpserve.engines.eager import EagerEngine
 from cpserve.recognition import Judging, classify
 from cpserve.score import draws
@@ -95,3 +95,33 @@ def test_answers_do_not_depend_on_the_batch(bases: dict[str, BaseModel], tmp_pat
         assert (one.label, one.evaluations) == (other.label, other.evaluations)
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-2)
     assert all(4 * 4 <= a.evaluations <= 12 * 4 for a in together)
+
+
+@given(st.permutations(range(3)), st.integers(0, 2**16))
+def test_neither_does_it_with_none_of_these(order: list[int], seed: int) -> None:
+    """With c_0 as the last label, permuted concepts have permuted probabilities and verdicts."""
+    rng = np.random.default_rng(seed)
+    errors, evidence = rng.normal(size=(5, 4)) + np.array([60, 61, 69, 62]), rng.uniform(0, 6, (5, 4))
+    turned = [*order, 3]
+    one, other = Race(errors, 1024, evidence), Race(errors[:, turned], 1024, evidence[:, turned])
+    assert np.allclose(one.probabilities()[turned], other.probabilities())
+    assert (ruled_out(one, 0.01)[turned] == ruled_out(other, 0.01)).all()
+
+
+def test_clutter_does_not_speak_for_none_of_these() -> None:
+    """What a label explains better in one corner counts for four fifths or more where it explains the opposite corner far worse."""
+    alone = np.zeros((1, 16, 16))
+    alone[:, 2:6, 2:6] = 0.5
+    beside = alone.copy()
+    beside[:, 11:15, 11:15] = -2
+    assert by_region(beside)[0] > 0.8 * by_region(alone)[0]
+    assert beside.sum() < 0 < by_region(beside)[0]
+
+
+def test_evidence_is_the_difference_where_the_label_is_better_everywhere() -> None:
+    """A spot of a map away from its border counts in full, at any resolution."""
+    for side in (16, 64):
+        spot = np.zeros((1, side, side))
+        spot[0, side // 2, side // 2] = 3
+        assert by_region(spot) == pytest.approx(3, rel=0.02)
+        assert by_region(-spot) == 0

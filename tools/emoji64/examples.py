@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from compose import COLOURS, paste
+from compose import COLOURS, Drawings, paste
 from PIL import Image, ImageDraw, ImageFilter
 from sources import STYLES, WORK
 
@@ -27,6 +27,12 @@ Canvas = np.ndarray
 def _drawings() -> dict[str, np.ndarray]:
     with np.load(WORK / "drawings.npz") as file:
         return dict(file)
+
+
+@cache
+def _things() -> np.ndarray:
+    """`[N,96,96,4]` uint8: what the base was trained on."""
+    return Drawings().pixels
 
 
 def drawing_of(name: str, style: str) -> np.ndarray:
@@ -109,13 +115,31 @@ def photo(
     place: Callable[[np.random.Generator], Canvas],
     turn: tuple[float, float],
 ) -> bytes:
-    page = place(rng).copy()
+    return _taken(place(rng).copy(), rng, rgba, (0.62, 0.9), turn)
+
+
+def _taken(
+    page: Canvas, rng: np.random.Generator, rgba: np.ndarray, share: tuple[float, float], turn: tuple[float, float]
+) -> bytes:
+    """A JPEG of the drawing on `page`, `share` of its side large."""
     tilt = rng.uniform(*turn) * rng.choice([-1, 1])
     turned = np.asarray(Image.fromarray(rgba).rotate(tilt, Image.Resampling.BICUBIC))
-    paste(page, turned, rng, (0.62, 0.9), (0.5, 0.5), turn=0)
+    paste(page, turned, rng, share, (0.5, 0.5), turn=0)
     buffer = io.BytesIO()
     Image.fromarray(page.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
+
+
+def cluttered(
+    rng: np.random.Generator,
+    rgba: np.ndarray,
+    place: Callable[[np.random.Generator], Canvas],
+    turn: tuple[float, float],
+) -> bytes:
+    """The same, smaller, and with something that the base knows beside or half behind it."""
+    page, things = place(rng).copy(), _things()
+    paste(page, things[int(rng.integers(len(things)))], rng, (0.25, 0.4), (rng.uniform(0.15, 0.85), 0.5))
+    return _taken(page, rng, rgba, (0.55, 0.8), turn)
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ WEAK = (
 )  # fmt: skip
 SEQUENCES = {"ten": (KNOWN, 300), "weak": (WEAK, 100)}
 """Subjects in order, and the steps that each is taught for."""
-TAUGHT, EACH, DRAWS = 6, 8, 32
+TAUGHT, EACH, DRAWS = 6, 8, 16
 LOW, HIGH = 0.1, 0.7
 WINDOWS = ((0.1, 0.7), (0.1, 0.6), (0.2, 0.7), (0.2, 0.6), (0.2, 0.5), (0.3, 0.7), (0.3, 0.6))
 

@@ -98,7 +98,7 @@ concepts (LOG.md)."""
 SAME = {
     "b37e4343efc1": frozenset({*METHODS, *BOUNDS} - {"null-space"}),
     "88aa8a4af80f": frozenset({*METHODS, *BOUNDS}),  # a variable's type
-    "6ebf964e6a53": frozenset({*METHODS, *BOUNDS}),  # "none of these", which is no answer there
+    "6ebf964e6a53": frozenset({*METHODS, *BOUNDS}),  # "none of these", no answer there; sums in another order
 }
 """By the sources that lines were made with, the methods that have learned the same since, bit for bit (LOG.md)."""
 

@@ -5,7 +5,8 @@ third of the steps, and measures unseen pictures of both, alone and with other t
 never taught under every label and draw. It prints what each window of timesteps is worth, and the constants of
 `cpserve/elimination.py` as the errors have them: NOISE from how a label's distance to the true one varies between looks, SPREAD
 from how it varies between pictures, REGIONS from the evidence, in units of the unexplained noise, that 95 % of the known
-pictures exceed and 95 % of those never taught do not. Last, what the program's own choice says of these pictures. What was learned and measured lies in `$EMOJI64_WORK/recognition`; it resumes by itself.
+pictures exceed and 95 % of those never taught do not. Last, what the program's own choice says of these pictures. What was
+learned and measured lies in `$EMOJI64_WORK/recognition`; it resumes by itself.
 """
 
 from __future__ import annotations

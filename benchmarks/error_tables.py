@@ -6,8 +6,8 @@ picture and shared by all labels; every label sees `first` of the draws, spread 
 rest, the smallest mean squared error wins. The authors' settings: 50, 500, 5 for CIFAR-10 and 25, 250, 5 for Pets. Their
 published commands for some data sets take absolute errors instead of squares, so both are kept.
 
-A lever's table holds every label under all of `cpserve.score.draws` over the whole schedule, both signs of the noise apart:
-what a judge would have seen who drew fewer, elsewhere, or without opposite noise is a part of it.
+A lever's table holds the error maps of every label, and of c_0, under all of `cpserve.score.draws` over the whole schedule, both
+signs of the noise apart: what a judge would have seen who drew fewer, elsewhere, or without opposite noise is a part of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cpserve.elimination import Race, ruled_out
+from cpserve.elimination import Odds, Race
 from cpserve.engine import Engine
 from cpserve.prompts import Prompt
 from cpserve.recognition import ROWS, Judging, latents_of
@@ -51,16 +52,21 @@ class Labels:
         return cls(engine, *engine.bank.packed(prompts))
 
     @torch.no_grad()
-    def errors(self, latent: Tensor, draw: Draw) -> np.ndarray:
-        """Squared and absolute errors `[D,L,2]` of latents `[4,h,w]` under every label and draw, summed over elements."""
+    def off(self, latent: Tensor, draw: Draw) -> Tensor:
+        """By how much the noise is mispredicted, `[D,L,4,h,w]`, of latents `[4,h,w]` under every label and draw."""
         cells = torch.cartesian_prod(torch.arange(len(draw.t)), torch.arange(len(self.slots)))
         parts = []
         for which, label in (part.unbind(1) for part in cells.split(ROWS)):
             t, noise = draw.t[which], draw.noise[which]
             xt = self.engine.spec.schedule.add_noise(latent.expand_as(noise), noise, t)
-            off = (noise - self.engine.denoise(xt, t, self.bank, self.slots[label])).flatten(1).cpu()
-            parts.append(torch.stack([off.pow(2).sum(1), off.abs().sum(1)], 1))
-        return torch.cat(parts).view(len(draw.t), len(self.slots), 2).numpy()
+            parts.append((noise - self.engine.denoise(xt, t, self.bank, self.slots[label])).cpu())
+        return torch.cat(parts).unflatten(0, (len(draw.t), len(self.slots)))
+
+    def errors(self, latent: Tensor, draw: Draw) -> np.ndarray:
+        """Squared and absolute errors `[D,L,2]`, summed over elements."""
+        off = self.off(latent, draw).flatten(2)
+        made: np.ndarray = torch.stack([off.pow(2).sum(2), off.abs().sum(2)], 2).numpy()
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +137,11 @@ def accuracy(label: np.ndarray, truth: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Levers:
-    """`errors [P,pairs,2,L]` under both signs of the noise, summed over `elements`, at `t [pairs]`, a share of the schedule;
-    `truth [P]`.
+    """`maps [P,pairs,2,L+1,h,w]` of squared errors, c_0 the last label, under both signs of the noise at `t [pairs]`, a share of
+    the schedule; `truth [P]`; `elements` of a latent.
     """
 
-    errors: np.ndarray
+    maps: np.ndarray
     t: np.ndarray
     truth: np.ndarray
     elements: int
@@ -145,10 +151,17 @@ class Levers:
 
     @staticmethod
     def measure(labels: Labels, seed: int, pairs: int, image: Image.Image) -> np.ndarray:
-        """One picture's squared errors `[pairs,2,L]` float32."""
+        """One picture's maps `[pairs,2,L+1,h,w]` float32."""
         latent = latents_of(labels.engine, [image])[0]
         draw = draws(seed, pairs, tuple(latent.shape), 0, labels.engine.spec.schedule.steps)
-        return labels.errors(latent, draw)[..., 0].reshape(pairs, 2, -1)
+        made: np.ndarray = labels.off(latent, draw).pow(2).sum(2).unflatten(0, (pairs, 2)).numpy()
+        return made
+
+    @cached_property
+    def errors(self) -> np.ndarray:
+        """`[P,pairs,2,L]`, of the known labels."""
+        made: np.ndarray = self.maps[:, :, :, :-1].sum((-1, -2))
+        return made
 
     @staticmethod
     def timesteps(seed: int, pairs: int, length: int) -> np.ndarray:
@@ -175,9 +188,10 @@ class Levers:
                 if found:
                     right = float(np.mean([accuracy(label, self.truth) for label in found]))
                     made.setdefault(name, []).append((float(n * labels), round(right, 4)))
-            raced = [self._raced(d, judging.error) for d in self._spread(window, looks)]
-            spent, right = (round(float(np.mean(part)), 4) for part in zip(*raced, strict=True))
-            made.setdefault(f"elimination at {judging.error:g}", []).append((spent, right))
+            for name, whole in ((f"elimination at {judging.error:g}", True), ("by region", False)):
+                races = [self._raced(d, judging.error, whole=whole) for d in self._spread(window, looks)]
+                spent, right = (round(float(np.mean(part)), 4) for part in zip(*races, strict=True))
+                made.setdefault(name, []).append((spent, right))
         return made
 
     def _unpaired(self, n: int, deal: int) -> np.ndarray:
@@ -201,27 +215,22 @@ class Levers:
         """What a judge sees: `[P,looks,L]` float64."""
         return self.errors[:, chosen].mean(2, dtype=np.float64)
 
-    def _raced(self, chosen: np.ndarray, error: float) -> tuple[float, float]:
+    def _raced(self, chosen: np.ndarray, error: float, *, whole: bool) -> tuple[float, float]:
         """Evaluations a picture and accuracy with elimination."""
-        seen = [raced(errors, error, self.elements) for errors in self._paired(chosen)]
-        spent = [2 * int((~np.isnan(one.errors)).sum()) for one in seen]
-        return float(np.mean(spent)), accuracy(np.array([one.leader for one in seen]), self.truth)
+        races = [raced(maps, self.elements, error, whole=whole) for maps in self.maps[:, chosen]]
+        right = accuracy(np.array([race.probabilities.argmax() for race in races]), self.truth)
+        return float(np.mean([race.evaluations for race in races])), right
 
 
-def raced(errors: np.ndarray, error: float, elements: int, evidence: np.ndarray | None = None) -> Race:
-    """The part of a picture's errors `[looks,L]`, and of its evidence if "none of these" may be the answer, that a judge with
-    elimination looks at, NaN elsewhere, as in `measure`.
-    """
-    looks, labels = errors.shape
-    seen, active = np.full_like(errors, np.nan), np.ones(labels, bool)
-    for look in range(looks):
-        seen[look, active] = errors[look, active]
-        so_far = seen[: look + 1]
-        out = np.isnan(so_far) | np.isnan(so_far[:, -1:])
-        race = Race(so_far, elements, None if evidence is None else np.where(out, np.nan, evidence[: look + 1]))
-        active = ~ruled_out(race, error)
-        if active.sum() == 1:
+def raced(
+    maps: np.ndarray, elements: int, error: float, *, none: bool = False, whole: bool = False, odds: Odds | None = None
+) -> Race:
+    """What `classify` makes of a picture's error maps `[pairs,2,L+1,h,w]`, c_0 the last label."""
+    race = Race(maps.shape[2] - 1, elements, error=error, none=none, odds=odds or Odds())
+    for look in maps.mean(1) if whole else maps.reshape(-1, *maps.shape[2:]):
+        if race.over:
             break
+        race.see(look[:-1][race.active], None if whole else look[-1], 2 if whole else 1)
     return race
 
 

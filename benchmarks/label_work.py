@@ -23,7 +23,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 from adapter_store import Store
 from benchmarks.error_tables import Labels, Progress, Published, staged
-from benchmarks.forgetting_runs import sources
+from benchmarks.forgetting_runs import LEARNING, sources
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture
@@ -166,7 +166,7 @@ class Work:
     def taught(self, seed: int, count: int, steps: int | None = None) -> Adapter:
         """The adapter that has learned the first `count` subjects in sequence."""
         settings = self.settings(seed, steps)
-        folder = self.folder(f"taught-{settings.steps}-{seed}", settings=settings.dump(), sources=sources())
+        folder = self.folder(f"taught-{settings.steps}-{seed}", settings=settings.dump(), sources=sources(LEARNING))
         store = Store(folder)
         done = min(store.head("labels"), count)
         progress = Progress(f"teaching, seed {seed}, {settings.steps} steps", count, done)
@@ -199,9 +199,9 @@ class Work:
             self.engines[kind] = open_engine(self.asked.base, **how, threads=torch.get_num_threads())
         return self.engines[kind]
 
-    def labels(self, engine: Engine, adapter: Adapter) -> Labels:
-        """The known ones."""
-        return Labels.of(engine, [Prompt(text, adapter) for text in labels_of(adapter, self.closed).values()])
+    def labels(self, engine: Engine, adapter: Adapter, judging: Judging) -> Labels:
+        """The known ones, and c_0 where "none of these" may be the answer."""
+        return Labels.of(engine, [Prompt(text, adapter) for text in labels_of(adapter, judging).values()])
 
     def close(self) -> None:
         for engine in self.engines.values():

@@ -3,7 +3,8 @@
 Physics: the noise in a picture is predicted best under the prompt that explains the picture. One look (t, noise) at one label
 is one UNet evaluation, and the difference between two labels' errors is far smaller than either error: how many looks it takes
 to see it above the noise is the whole cost. The reference spends a fixed number (at 20 labels 50 x 20 + 450 x 5 = 3250);
-`classify` looks where labels differ most, with opposite noise, and drops labels as soon as their odds rule them out.
+`classify` looks where labels differ most, with opposite noise, drops labels as soon as their odds rule them out, and judges
+by the regions of the picture that a concept explains.
 
 Data: 20 held-out concepts, six things drawn in two styles among them (near-twins), taught in sequence with the default method
 from six pictures each; asked about ten pictures each of the same drawings with turns and clutter that were not taught, and
@@ -62,7 +63,7 @@ from cpserve.adapter import Adapter
 from cpserve.engine import Engine
 from cpserve.features import encoder_for
 from cpserve.measures import unit
-from cpserve.recognition import Judging, answer_of, classify, labels_of, measure
+from cpserve.recognition import Judging, classify
 
 FILE = RESULTS / "labels.jsonl"
 JUDGES = ("recognition", "elimination", "score", "schedule")  # modules that ours depends on
@@ -103,15 +104,13 @@ def ours(work: Work, engine: Engine, adapter: Adapter, judging: Judging, what: s
     """All pictures, some dozens at a time as `classify DIR` does."""
 
     def do(some: Images) -> np.ndarray:
-        return np.moveaxis(measure(engine, some, adapter, judging), 0, 1)  # [pictures,looks,labels,2]
+        answers = classify(engine, some, adapter, judging)
+        return np.array([[*answer.probabilities.values(), answer.evaluations] for answer in answers])
 
     depends = {"adapter": adapter.content_hash, "judging": asdict(judging), "code": code(), **how(engine)}
-    seen, seconds = work.staged(what, images, 50, do, **depends)
-    labels = list(labels_of(adapter, judging))
-    answers = [answer_of(one, labels, engine.spec.elements, judging) for one in seen]
-    p = np.array([list(a.probabilities.values()) for a in answers])
-    chosen = np.array([labels.index(a.label) for a in answers])
-    return Judged(chosen, p.max(1), np.array([a.evaluations for a in answers]), seconds, p[:, -1])
+    made, seconds = work.staged(what, images, 50, do, **depends)
+    p, evaluations = made[:, :-1], made[:, -1].astype(int)
+    return Judged(p.argmax(1), p.max(1), evaluations, seconds, p[:, -1])
 
 
 def part_taught(work: Work) -> list[str]:
@@ -125,7 +124,7 @@ def part_reference(work: Work) -> tuple[dict[str, Any], np.ndarray]:
     asked, plan, engine = work.asked, work.asked.published, work.engine("eager")
     tables, seconds = [], []
     for seed, adapter in work.adapters.items():
-        do = partial(_each, partial(plan.errors, work.labels(engine, adapter)))
+        do = partial(_each, partial(plan.errors, work.labels(engine, adapter, work.closed)))
         depends = {"adapter": adapter.content_hash, "plan": asdict(plan), "engine": engine.kind}
         table, took = work.staged(f"reference-{seed}", work.images(seed), 1, do, **depends)
         tables.append(table)
@@ -213,7 +212,9 @@ def part_levers(work: Work) -> dict[str, Curve]:
     """Each lever on top of the one before, the last being ours; all on one table."""
     asked, engine, seed_of_draws, tables = work.asked, work.engine(work.asked.engine), work.judging.seed, []
     for seed, adapter in work.adapters.items():
-        do = partial(_each, partial(Levers.measure, work.labels(engine, adapter), seed_of_draws, asked.pairs))
+        do = partial(
+            _each, partial(Levers.measure, work.labels(engine, adapter, work.judging), seed_of_draws, asked.pairs)
+        )
         depends = {"adapter": adapter.content_hash, "pairs": asked.pairs, "seed": seed_of_draws}
         depends |= {"engine": engine.kind, "precision": engine.precision}
         tables.append(work.staged(f"levers-{seed}", work.images(seed), 4, do, **depends)[0])
@@ -273,7 +274,7 @@ def part_timing(work: Work) -> dict[str, float]:
     adapter, images, closed = work.adapters[seed], work.images(seed), work.closed
     engines = [work.engine(kind) for kind in dict.fromkeys(("eager", asked.engine))]
     for engine in engines:
-        labels, turns = work.labels(engine, adapter), [itertools.cycle(images) for _ in "ab"]
+        labels, turns = work.labels(engine, adapter, closed), [itertools.cycle(images) for _ in "ab"]
         rivals[f"reference {engine.kind}"] = partial(_published, labels, asked.published, turns[0])
         rivals[f"ours {engine.kind}"] = partial(_classify, engine, adapter, closed, turns[1])
     depends = {"judging": asdict(closed), "code": code(), "plan": asdict(asked.published), "rounds": asked.rounds}

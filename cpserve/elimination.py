@@ -1,20 +1,24 @@
-"""How likely each label is after a few looks, and which of them cost no more evaluations.
+"""How likely each label is after a few draws, and which of them cost no more evaluations.
 
-Every label of a picture sees the same (t, eps), so what counts is D, how far its error is behind the best one's. Where the best
-label is the true one, D is the squared distance g of the two predictions and twice its product with the noise left unexplained:
-its mean is g, and the variance of the product is in proportion to g. Besides, g differs by timestep and picture. So after n looks
-D ~ N(g, SPREAD^2 g^2 + NOISE r g / n), r the unexplained noise an element; were the other label the true one, N(-g, the same). The
-log odds between the two are 2 g D over that variance, and with D for the unknown g
+Every label of a picture sees the same (t, eps), so what counts is D, by how much its error is behind the best one's. Where the
+best label is the true one, D is the squared distance g of the two predictions and twice its product with the noise left
+unexplained: its mean is g, and the variance of the product is in proportion to g. Besides, g differs by timestep and picture. So
+after n draws D ~ N(g, spread^2 g^2 + noise r g / n), r the unexplained noise an element; were the other label the true one,
+N(-g, the same). The log odds between the two are 2 g D over that variance, and with D for the unknown g
 
-    2 D / (SPREAD^2 D + NOISE r / n)
+    2 D / (spread^2 D + noise r / n)
 
-This is the softmax of diffusion-classifier scores with the temperature that the looks so far deserve. Were predictions perfect,
-noise white and looks single, NOISE would be 4; a base's errors are correlated.
+This is the softmax of diffusion-classifier scores with the temperature that the draws so far deserve. Were predictions perfect and
+noise white, the constant would be 4; a base's errors are correlated.
 
-Whether the leading label is in the picture at all is another question. What lies beside it is predicted worse under a prompt
-that does not name it than under c_0, which names nothing, so that the whole picture's error speaks for c_0 as soon as there
-is clutter. Hence evidence counts by region: by how much the label's error is below c_0's where it is below, the map of their
-difference smoothed. By chance and lookalikes that comes to some REGIONS r; what there is beyond is D in the odds above.
+A picture shows more than the concept, and what lies beside it says nothing of which concept it is. So labels are judged by
+region: each label's map of by how much its error is below that of c_0, which names nothing, is smoothed, and D counts where
+either of two labels is above zero there. What the best label's own map comes to above zero, in units of r, tells whether
+any of them is in the picture at all: the odds of some concept to none are
+
+    ((evidence / r + offset) / (even + even_at_first / n)) ^ power
+
+with as many pictures of concepts never taught as of known ones. Without c_0 the whole picture counts, as in the papers.
 """
 
 from __future__ import annotations
@@ -23,61 +27,85 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NOISE, SPREAD, REGIONS = 40.0, 0.3, 25.0  # fitted: tools/emoji64/fit_recognition.py
 WIDTH = 3 / 16  # of the map's side: the standard deviation of the Gaussian that smooths
+NOISE_OF_WHOLE = 80.0  # of the whole picture
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
+class Odds:
+    """The constants above, as fitted on concepts that nothing else is measured on (tools/emoji64/fit_recognition.py)."""
+
+    spread: float = 0.3
+    noise: float = 60.0
+    power: float = 2.5
+    offset: float = 5.0
+    even: float = 24.0
+    even_at_first: float = 14.0
+
+
 class Race:
-    """One picture's errors so far, `[looks,labels]` float64, each summed over `elements`; NaN where a label was out before.
+    """The labels of one picture: `active [labels]` bool says whom to ask in the next draw, `probabilities` sum to one.
 
-    With `evidence [looks,labels]`, of each label by regions, the last label is c_0, which stands for none of them.
+    With `none` the last probability is that of no label at all. At most `error` of all races are to end without the true label:
+    half of it is spent on labels that are ruled out, and what has 1 - `error` is the answer; 0: never.
     """
 
-    errors: np.ndarray
-    elements: int
-    evidence: np.ndarray | None = None
+    def __init__(self, labels: int, elements: int, *, error: float, none: bool, odds: Odds = Odds()) -> None:
+        self.active = np.ones(labels, bool)
+        self.probabilities = np.full(labels + none, 1 / (labels + none))
+        self.over = False
+        self.evaluations = 0
+        self._elements, self._error, self._none, self._odds = elements, error, none, odds
+        self._draws = np.zeros(labels, int)
+        self._errors, self._behind = np.zeros((2, labels))
+        self._better: np.ndarray | float = 0.0
 
-    @property
-    def active(self) -> np.ndarray:
-        """`[labels]` bool: who was still in at the last look."""
-        known: np.ndarray = ~np.isnan(self.errors[-1])
-        return known
+    def see(self, errors: np.ndarray, generic: np.ndarray | None, draws: int = 1) -> None:
+        """Look at the active labels' error maps `[active,h,w]`, and c_0's `[h,w]`, each the mean of `draws`."""
+        self.evaluations += draws * (len(errors) + (generic is not None))
+        better = -errors.sum((1, 2), keepdims=True) if generic is None else smoothed(generic - errors)
+        if not self._draws.any():
+            self._better = np.zeros((len(self.active), *better.shape[1:]))
+        self._better[self.active] += draws * better  # type: ignore[index]
+        self._errors[self.active] += draws * errors.sum((1, 2))
+        self._draws[self.active] += draws
+        self._judge(by_region=generic is not None)
+        self._rule_out(by_region=generic is not None)
 
-    @property
-    def leader(self) -> int:
-        """The label of the smallest mean error among those still in; c_0 leads nothing."""
-        means = np.where(self.active, np.nanmean(self.errors, axis=0), np.inf)
-        return int((means if self.evidence is None else means[:-1]).argmin())
+    def _judge(self, *, by_region: bool) -> None:
+        draws, c = self._draws.max(), self._odds
+        better = self._better[self.active] / draws  # type: ignore[index]
+        evidence = (np.maximum(better, 0) if by_region else better).sum((1, 2))
+        best = int(evidence.argmax())
+        ahead = better[best] - better
+        if by_region:
+            ahead *= np.maximum(better, better[best]) > 0
+        self._behind[self.active] = np.maximum(ahead.sum((1, 2)), 0)
+        unexplained = self._errors[self.active][best] / draws / self._elements
+        noise = (c.noise if by_region else NOISE_OF_WHOLE) * unexplained / self._draws
+        odds = np.exp(-2 * self._behind / np.maximum(c.spread**2 * self._behind + noise, 1e-30))
+        self.probabilities = odds / odds.sum()
+        if self._none:
+            even = (c.even + c.even_at_first / draws) * unexplained
+            some = float((evidence[best] + c.offset * unexplained) / max(even, 1e-30)) ** c.power
+            self.probabilities = np.append(self.probabilities * some, 1) / (some + 1)
 
-    def probabilities(self) -> np.ndarray:
-        """`[labels]`, summing to one; a label that is out is judged by the looks that it had."""
-        best, looks = self.errors[:, [self.leader]], (~np.isnan(self.errors)).sum(0)
-        behind = np.maximum(np.nanmean(self.errors - best, axis=0), 0)
-        unexplained = best.mean() / self.elements
-        if self.evidence is not None:
-            behind[-1] = np.nanmean(self.evidence[:, self.leader]) - REGIONS * unexplained
-        log_odds = -2 * behind / np.maximum(SPREAD**2 * np.abs(behind) + NOISE * unexplained / looks, 1e-30)
-        odds = np.exp(log_odds - log_odds.max())
-        p: np.ndarray = odds / odds.sum()
-        return p
+    def _rule_out(self, *, by_region: bool) -> None:
+        p, labels = self.probabilities, len(self.active)
+        self.active &= p[:labels] >= self._error / 2 / max(1, len(p) - 1)
+        sure = by_region and p.max() > 1 - self._error  # by the whole picture, clutter makes odds too sure
+        self.over = bool(sure) or self.active.sum() <= (0 if self._none else 1)
 
 
-def by_region(below: np.ndarray) -> np.ndarray:
-    """What maps `[N,h,w]` of c_0's error less a label's come to where they are above zero, smoothed: `[N]`."""
-    rows, columns = (_smoothing(side) for side in below.shape[1:])
-    evidence: np.ndarray = np.maximum(rows @ below @ columns, 0).sum((1, 2))
-    return evidence
+def smoothed(maps: np.ndarray) -> np.ndarray:
+    """Maps `[N,h,w]`, each cell the mean about it by a Gaussian; what lies outside is zero."""
+    rows, columns = (_gaussian(side) for side in maps.shape[1:])
+    made: np.ndarray = rows @ maps @ columns
+    return made
 
 
-def _smoothing(side: int) -> np.ndarray:
-    """`[side,side]`: a Gaussian about each cell; what lies outside is zero."""
+def _gaussian(side: int) -> np.ndarray:
+    """`[side,side]`: the weights about each cell."""
     distance = np.subtract.outer(np.arange(side), np.arange(side)) / (WIDTH * side)
     kernel: np.ndarray = np.exp(-(distance**2) / 2) / (WIDTH * side * np.sqrt(2 * np.pi))
     return kernel
-
-
-def ruled_out(race: Race, error: float) -> np.ndarray:
-    """`[labels]` bool: whom to leave out from now on, so that the true label is among them at a rate of at most `error`."""
-    gone: np.ndarray = (race.probabilities() < error / max(1, len(race.active) - 1)) | ~race.active
-    return gone

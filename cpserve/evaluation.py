@@ -135,7 +135,7 @@ def _likeness(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def dc_accuracy(engine: Engine, version: Adapter, pictures: Sequence[Image.Image], name: str) -> float:
-    answers = classify(engine, pictures, version, Judging(none=False, template=EVALUATED[0]))
+    answers = classify(engine, pictures, version, Judging(whole=True, template=EVALUATED[0]))
     return float(np.mean([answer.label == name for answer in answers]))
 
 

@@ -1,13 +1,13 @@
 """Which learned concept a picture shows, or none, from nothing but the generator.
 
-All pictures go through the same draws (t, eps), a pair of them a look; after each look a picture's labels that are ruled out
-(`elimination.py`) drop out, and rows of many pictures share a UNet call. So an answer does not depend on its neighbours.
+All pictures go through the same draws (t, eps); after each of them a picture's labels that are ruled out (`elimination.py`) drop
+out, and rows of many pictures share a UNet call. So an answer does not depend on its neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cpserve.adapter import Adapter
-from cpserve.elimination import Race, by_region, ruled_out
+from cpserve.elimination import Race
 from cpserve.engine import Engine
 from cpserve.errors import AdapterError
 from cpserve.prompts import Prompt
@@ -30,16 +30,18 @@ ROWS = 64  # of one UNet call
 class Judging:
     """How to judge: at most `draws` of (t, noise) a picture and label, an even number; labels go as soon as they are ruled out at
     the `error` rate (0: never). Timesteps from `low` to `high` as shares of the schedule's length: the ends mislead (fitted:
-    tools/emoji64/fit_recognition.py). `none`: whether "none of these" may be the answer.
+    tools/emoji64/fit_recognition.py). `none`: whether "none of these" may be the answer. `whole`: by the error of the whole
+    picture, as published, in place of the regions that a concept explains; among the known only.
     """
 
     draws: int = 16
-    error: float = 0.01
+    error: float = 0.02
     low: float = 0.2
     high: float = 0.6
     seed: int = 0
     template: str = "a photo of {}"
     none: bool = True
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def labels_of(adapter: Adapter, judging: Judging) -> dict[str, str]:
     if not concepts:
         raise AdapterError("the adapter knows no concept yet", hint="teach one: cpserve train --concept ZIP")
     named = {c.name: judging.template.format(c.token) for c in concepts}
-    return named | {NONE: GENERIC_PROMPT} if judging.none else named
+    return named | {NONE: GENERIC_PROMPT} if judging.none and not judging.whole else named
 
 
 def latents_of(engine: Engine, images: Sequence[Image.Image]) -> Tensor:
@@ -83,6 +85,7 @@ def draws_of(engine: Engine, judging: Judging, latents: Tensor) -> Draw:
     return plan.to(latents.device)
 
 
+@torch.no_grad()
 def classify(
     engine: Engine,
     images: Sequence[Image.Image],
@@ -95,100 +98,59 @@ def classify(
         AdapterError: the adapter knows no concept, or does not fit the base.
     """
     judging = judging or Judging()
-    labels = list(labels_of(adapter, judging))
-    seen = measure(engine, images, adapter, judging)
-    return [answer_of(seen[:, picture], labels, engine.spec.elements, judging) for picture in range(len(images))]
+    labels = labels_of(adapter, judging)
+    none = NONE in labels
+    races = [Race(len(labels) - none, engine.spec.elements, error=judging.error, none=none) for _ in images]
+    if images:
+        with engine.at_work():
+            _run(engine, images, adapter, judging, races)
+    return [_answer(race, list(labels)) for race in races]
 
 
-@torch.no_grad()
-def measure(
+def _run(
     engine: Engine,
     images: Sequence[Image.Image],
     adapter: Adapter,
     judging: Judging,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """Each picture's errors under each label and the label's evidence by regions, `[looks,pictures,labels,2]` float64, the mean of
-    a pair of draws a look.
-
-    NaN where a label had been ruled out before; evidence is NaN also where "none of these" is not, or no more, an answer.
-
-    Raises:
-        AdapterError: the adapter knows no concept, or does not fit the base.
-    """
-    with engine.at_work():
-        return _measure(engine, images, adapter, judging, progress)
-
-
-def _measure(
-    engine: Engine,
-    images: Sequence[Image.Image],
-    adapter: Adapter,
-    judging: Judging,
-    progress: Callable[[int, int], None] | None,
-) -> np.ndarray:
-    prompts = labels_of(adapter, judging)
-    looks = max(1, judging.draws // 2)
-    seen = np.full((looks, len(images), len(prompts), 2), np.nan)
-    if not images:
-        return seen
-    bank, slots = engine.bank.packed([Prompt(text, adapter) for text in prompts.values()])
+    races: Sequence[Race],
+) -> None:
+    """All races, draw by draw; by the whole picture, pair by pair."""
+    texts = labels_of(adapter, replace(judging, none=True)).values()  # c_0 is what regions are judged against
+    bank, slots = engine.bank.packed([Prompt(text, adapter) for text in texts])
     latents = latents_of(engine, images)
-    plan = draws_of(engine, judging, latents)
-    active = np.ones(seen.shape[1:3], bool)
-    for look in range(looks):
-        going = active & (active.sum(1, keepdims=True) > 1) if look else active
-        if not going.any():
+    plan, size = draws_of(engine, judging, latents), 2 if judging.whole else 1
+    for start in range(0, len(plan.t), size):
+        look = Draw(plan.t[start : start + size], plan.noise[start : start + size])
+        asked = np.stack([race.active & (not race.over) for race in races])
+        if not judging.whole:
+            asked = np.column_stack([asked, asked.any(1)])  # c_0
+        maps, of = _maps(engine, bank, slots, latents, asked, look), np.nonzero(asked)[0]
+        for picture in np.unique(of):
+            own = maps[of == picture]
+            errors, generic = (own, None) if judging.whole else (own[:-1], own[-1])
+            races[picture].see(errors, generic, size)
+        if all(race.over for race in races):
             break
-        pair = Draw(plan.t[2 * look : 2 * look + 2], plan.noise[2 * look : 2 * look + 2])
-        maps = _pair_maps(engine, bank, slots, latents, going, pair)
-        seen[look][going, 0] = maps.sum((1, 2))
-        if judging.none:
-            _weigh(seen[look], going, maps)
-        for picture in np.flatnonzero(going.any(1)):
-            active[picture] = ~ruled_out(
-                race_of(seen[: look + 1, picture], engine.spec.elements, judging), judging.error
-            )
-        if progress:
-            done = (active.sum(1) == 1).sum() if look + 1 < looks else len(latents)
-            progress(int(done), len(latents))
-    return seen
 
 
-def race_of(seen: np.ndarray, elements: int, judging: Judging) -> Race:
-    """One picture's, of what `measure` saw of it: `[looks,labels,2]`."""
-    return Race(seen[..., 0], elements, seen[..., 1] if judging.none else None)
-
-
-def _weigh(seen: np.ndarray, going: np.ndarray, maps: np.ndarray) -> None:
-    """Write the evidence of this look into `seen [pictures,labels,2]`, of pictures that may still show none of the concepts."""
-    generic = np.full((len(going), *maps.shape[1:]), np.nan)
-    picture, label = np.nonzero(going)
-    generic[picture[label == going.shape[1] - 1]] = maps[label == going.shape[1] - 1]
-    seen[going, 1] = by_region(generic[picture] - maps)
-
-
-def _pair_maps(
-    engine: Engine, bank: Tensor, slots: Tensor, latents: Tensor, going: np.ndarray, pair: Draw
-) -> np.ndarray:
-    """The mean error map of both draws `[cells,h,w]` for every (picture, label) in `going [pictures,labels]`, in their order."""
+def _maps(engine: Engine, bank: Tensor, slots: Tensor, latents: Tensor, asked: np.ndarray, look: Draw) -> np.ndarray:
+    """The mean error map over a look's draws, `[cells,h,w]`, for every (picture, label) in `asked`, in their order."""
 
     def denoise(z: Tensor, t: Tensor, slot: Tensor) -> Tensor:
         return engine.denoise(z, t, bank, slot)
 
-    picture, label = (torch.from_numpy(cells).repeat(2) for cells in np.nonzero(going))
-    which = torch.arange(2).repeat_interleave(len(picture) // 2)
+    size = len(look.t)
+    picture, label = (torch.from_numpy(cells).repeat(size) for cells in np.nonzero(asked))
+    which = torch.arange(size).repeat_interleave(len(picture) // size)
     parts = []
     for rows in torch.arange(len(picture)).split(ROWS):
-        draw = Draw(pair.t[which[rows]], pair.noise[which[rows]])
+        draw = Draw(look.t[which[rows]], look.noise[which[rows]])
         parts.append(error_maps(denoise, engine.spec.schedule, latents[picture[rows]], draw, slots[label[rows]]).cpu())
-    both: np.ndarray = torch.cat(parts).double().unflatten(0, (2, -1)).mean(0).numpy()
-    return both
+    made: np.ndarray = torch.cat(parts).double().unflatten(0, (size, -1)).mean(0).numpy()
+    return made
 
 
-def answer_of(seen: np.ndarray, labels: list[str], elements: int, judging: Judging) -> Answer:
-    """What a picture's errors and evidence `[looks,labels,2]` come to."""
-    spent = ~np.isnan(seen[..., 0])
-    p = race_of(seen[spent.any(1)], elements, judging).probabilities()
-    best = int(p.argmax())
-    return Answer(labels[best], float(p[best]), dict(zip(labels, p.tolist(), strict=True)), 2 * int(spent.sum()))
+def _answer(race: Race, labels: list[str]) -> Answer:
+    best = int(race.probabilities.argmax())
+    p = dict(zip(labels, race.probabilities.tolist(), strict=True))
+    return Answer(labels[best], p[labels[best]], p, race.evaluations)

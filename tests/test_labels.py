@@ -17,7 +17,9 @@ from cpserve.base import BaseModel
 from cpserve.cli import main
 from cpserve.engines.eager import EagerEngine
 from cpserve.explanation import difference, explained
-from cpserve.recognition import NONE, Judging, classify, measure
+from cpserve.prompts import Prompt
+from cpserve.recognition import NONE, Judging, classify, draws_of, labels_of, latents_of
+from cpserve.score import errors
 from tests.lessons import QUICK, learned
 
 BASE = "sd21"
@@ -64,7 +66,7 @@ def test_a_stopped_table_goes_on(place: Path, folders: dict[str, Path], tmp_path
         table.write_bytes(straight[:cut])
         run(place, folders, "--out", table, "--resume")
         assert_alike(table.read_bytes(), straight)
-    forged = rows[1].replace(b",0.01,", b",1e-2,").replace(b"0.", b"7.").replace(b",1e-2,", b",0.01,")
+    forged = rows[1].replace(b",0.02,", b",1e-2,").replace(b"0.", b"7.").replace(b",1e-2,", b",0.02,")
     table.write_bytes(rows[0] + forged)
     run(place, folders, "--out", table, "--resume")
     assert table.read_bytes().splitlines(keepends=True)[1] == forged
@@ -75,8 +77,8 @@ def test_a_table_is_never_lost(place: Path, folders: dict[str, Path], tmp_path: 
     table = tmp_path / "labels.csv"
     for content in (
         b"mine\r\n",
-        HEAD + b"a.png,pets@v9,2,0.01,dog,4,1,0,0\r\n",
-        HEAD + b"a.png,pets@v1,4,0.01,dog,4,1,0,0\r\n",
+        HEAD + b"a.png,pets@v9,2,0.02,dog,4,1,0,0\r\n",
+        HEAD + b"a.png,pets@v1,4,0.02,dog,4,1,0,0\r\n",
         HEAD + b"a.png,pets@v1,2,0.05,dog,4,1,0,0\r\n",
     ):
         table.write_bytes(content)
@@ -92,13 +94,23 @@ def test_the_map_adds_up_to_the_difference(bases: dict[str, BaseModel], tmp_path
     judging = Judging(draws=4, error=0)
     with EagerEngine(bases[BASE]) as engine:
         [answer] = classify(engine, [noise(1)], adapter, judging)
-        seen = measure(engine, [noise(1)], adapter, judging)
-        errors = dict(zip(("dog", "cat", NONE), seen[:, 0, :, 0].mean(0), strict=True))
+        known = labels_of(adapter, judging)
+        bank, slots = engine.bank.packed([Prompt(text, adapter) for text in known.values()])
+        latents = latents_of(engine, [noise(1)])
+        plan = draws_of(engine, judging, latents)
+        seen = errors(
+            lambda z, t, s: engine.denoise(z, t, bank, s),
+            engine.spec.schedule,
+            latents.expand(4, -1, -1, -1),
+            plan,
+            slots,
+        )
+        found = dict(zip(known, seen.mean(0).tolist(), strict=True))
         cells = difference(engine, noise(1), adapter, ("dog", NONE), judging)
         turned = difference(engine, noise(1), adapter, (NONE, "dog"), judging)
     assert cells.shape == (8, 8)
     assert np.allclose(cells, -turned, atol=1e-4)
-    assert cells.sum() == pytest.approx(errors[NONE] - errors["dog"], rel=1e-3)
+    assert cells.sum() == pytest.approx(found[NONE] - found["dog"], rel=1e-3)
     assert explained(noise(1), answer, cells, NONE).size == (512, 276)
 
 

@@ -69,7 +69,7 @@ AT_ONCE = 16  # pictures in memory
     "--error",
     type=NumberRange(0, 0.5),
     metavar="P",
-    help="The rate at which a label may be ruled out by chance; 0 rules none out.  [default: 0.01]",
+    help="The rate at which the true label may be lost to save evaluations; 0 looks at all draws.  [default: 0.02]",
 )
 @engine_options
 @hub_options

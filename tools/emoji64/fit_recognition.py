@@ -1,12 +1,10 @@
-"""How `classify` should judge: measured on concepts that nothing else is measured on.
+"""The constants of `classify`'s odds, fitted on concepts that nothing else is measured on.
 
 `python tools/emoji64/fit_recognition.py` teaches ten of the `fit` concepts in sequence, among them near-twins, and six in a
-third of the steps, and measures unseen pictures of both, alone and with other things beside them, and those of ten concepts
-never taught under every label and draw. It prints what each window of timesteps is worth, and the constants of
-`cpserve/elimination.py` as the errors have them: NOISE from how a label's distance to the true one varies between looks, SPREAD
-from how it varies between pictures, REGIONS from the evidence, in units of the unexplained noise, that 95 % of the known
-pictures exceed and 95 % of those never taught do not. Last, what the program's own choice says of these pictures. What was
-learned and measured lies in `$EMOJI64_WORK/recognition`; it resumes by itself.
+third of the steps, and measures unseen pictures of both, alone and with other things beside them, and of ten concepts never
+taught under every label and draw. It searches the constants of `cpserve.elimination.Odds` that make the answers to all of them
+likeliest, and says what the constants in use make of each kind of picture. What was learned and measured lies in
+`$EMOJI64_WORK/recognition`; it resumes by itself.
 """
 
 from __future__ import annotations
@@ -14,8 +12,8 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +23,15 @@ from sources import WORK
 from write_model import SHIPPED
 
 from adapter_store import Store
-from benchmarks.error_tables import raced
+from benchmarks.error_tables import Labels, Progress, calibration_error, found_at, raced
 from cpserve import load_base
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture
+from cpserve.elimination import Odds
 from cpserve.engines.eager import EagerEngine
-from cpserve.recognition import Judging, measure
-from cpserve.score import draws
+from cpserve.prompts import Prompt
+from cpserve.recognition import Judging, draws_of, labels_of, latents_of
 from examples import TAUGHT_PLACES, UNSEEN_PLACES, cluttered, drawing_of, photo
 from trainer import Record, Settings, learn
 
@@ -51,9 +50,11 @@ WEAK = (
 )  # fmt: skip
 SEQUENCES = {"ten": (KNOWN, 300), "weak": (WEAK, 100)}
 """Subjects in order, and the steps that each is taught for."""
-TAUGHT, EACH, DRAWS = 6, 8, 16
-LOW, HIGH = 0.1, 0.7
-WINDOWS = ((0.1, 0.7), (0.1, 0.6), (0.2, 0.7), (0.2, 0.6), (0.2, 0.5), (0.3, 0.7), (0.3, 0.6))
+TAUGHT, EACH = 6, 8
+KINDS = ((photo, (0, 15)), (cluttered, (0, 20)))
+"""Who takes the pictures, turned by how many degrees."""
+FACTORS = (0.6, 0.8, 1.25, 1.6)
+"""What a constant is tried at, times its value."""
 
 
 def photos(
@@ -92,94 +93,83 @@ def taught(base: BaseModel, name: str, work: Path) -> Adapter:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """`errors` and `evidence [looks,pictures,labels]` at `t [looks]`, a share of the schedule; `truth [pictures]`, the last label
-    being none.
-    """
+    """Error maps `[P,pairs,2,L+1,h,w]` of pictures, c_0 the last label, and the `truth [P]`, L being none."""
 
-    errors: np.ndarray
-    evidence: np.ndarray
-    t: np.ndarray
+    maps: np.ndarray
     truth: np.ndarray
     elements: int
 
-    def window(self, low: float, high: float) -> Measured:
-        inside = (self.t >= low) & (self.t < high)
-        return Measured(self.errors[inside], self.evidence[inside], self.t[inside], self.truth, self.elements)
+    def judged(self, odds: Odds) -> np.ndarray:
+        """What `classify` makes of them: probabilities and, last, evaluations, `[P,L+2]`."""
+        races = [raced(maps, self.elements, Judging.error, none=True, odds=odds) for maps in self.maps]
+        return np.array([[*race.probabilities, race.evaluations] for race in races])
 
-    @property
-    def known(self) -> np.ndarray:
-        """`[pictures]` bool."""
-        known: np.ndarray = self.truth < self.errors.shape[-1] - 1
-        return known
+    def log_loss(self, odds: Odds) -> float:
+        p = self.judged(odds)[np.arange(len(self.truth)), self.truth]
+        return float(-np.log(np.maximum(p, 1e-6)).mean())
 
-    def one_look(self) -> float:
-        """The share of known pictures that a look alone puts right among the known labels."""
-        return float((self.errors[:, self.known, :-1].argmin(-1) == self.truth[self.known]).mean())
-
-    def constants(self) -> tuple[float, float]:
-        """NOISE and SPREAD, medians over pairs of known labels."""
-        noise, spread = [], []
-        for true, other in itertools.permutations(range(self.errors.shape[-1] - 1), 2):
-            errors = self.errors[:, (self.truth == true) & self.known]
-            if not errors.size:
-                continue
-            behind = errors[..., other] - errors[..., true]  # [looks,pictures]
-            gap, varies = behind.mean(), behind.var(0, ddof=1).mean()
-            noise.append(varies * self.elements / (gap * errors[..., true].mean()))
-            spread.append(max(0.0, behind.mean(0).var(ddof=1) - varies / len(behind)) / gap**2)
-        return float(np.median(noise)), float(np.median(spread)) ** 0.5
-
-    def regions(self) -> tuple[float, float]:
-        """The best label's evidence over the unexplained noise: what the known exceed, and what those never taught do not."""
-        evidence, r = self.evidence.mean(0)[:, :-1].max(1), self.errors.mean(0).min(1) / self.elements
-        known, never = (evidence / r)[self.known], (evidence / r)[~self.known]
-        return float(np.quantile(known, 0.05)), float(np.quantile(never, 0.95))
-
-    def judged(self) -> dict[str, float]:
-        """What the first looks come to, as `classify` takes them."""
-        looks, error, none = Judging().draws // 2, Judging().error, self.errors.shape[-1] - 1
-        seen = zip(self.errors[:looks].swapaxes(0, 1), self.evidence[:looks].swapaxes(0, 1), strict=True)
-        races = [raced(errors, error, self.elements, evidence) for errors, evidence in seen]
-        label = np.array([race.probabilities().argmax() for race in races])
-        return {
-            "right_of_known": float((label == self.truth)[self.known].mean()),
-            "false_alarms": float((label == none)[self.known].mean()),
-            "found_unknown": float((label == none)[~self.known].mean()),
-            "evaluations_a_label": float(np.mean([2 * (~np.isnan(race.errors)).sum() for race in races]) / (none + 1)),
-        }
+    def told(self, odds: Odds) -> dict[str, float]:
+        made, none = self.judged(odds), self.maps.shape[3] - 1
+        p, known = made[:, :-1], self.truth < none
+        label = p.argmax(1)
+        found = found_at(0.05, p[known, -1], p[known, -1], p[~known, -1])[1]
+        said = {
+            "right_of_known": (label == self.truth)[known].mean(), "false_alarms": (label == none)[known].mean(),
+            "found_unknown": (label == none)[~known].mean(), "found_at_5_percent": found,
+            "calibration_error": calibration_error(p.max(1), label == self.truth), "evaluations": made[:, -1].mean(),
+            "log_loss": self.log_loss(odds),
+        }  # fmt: skip
+        return {k: round(float(v), 4) for k, v in said.items()}
 
 
-def measured(base: BaseModel, name: str, take: Callable[..., bytes], work: Path) -> Measured:
-    file = work / f"{name}-{take.__name__}.npz"
-    judging = Judging(draws=DRAWS, error=0, low=LOW, high=HIGH)
-    length, (known, _) = base.spec.schedule.steps, SEQUENCES[name]
+def measured(base: BaseModel, name: str, take: Callable[..., bytes], turn: tuple[int, int], work: Path) -> Measured:
+    file, judging = work / f"{name}-{take.__name__}-maps.npz", Judging()
+    known, _ = SEQUENCES[name]
     never = [subject for subject in UNKNOWN if subject[0] not in {thing for thing, _ in known}]
     if not file.exists():
-        adapter = taught(base, name, work)
-        images = [
-            p for i, s in enumerate((*known, *never)) for p in photos(100 + i, s, UNSEEN_PLACES, EACH, (0, 15), take)
-        ]
+        adapter, subjects = taught(base, name, work), (*known, *never)
+        images = [p for i, s in enumerate(subjects) for p in photos(200 + i, s, UNSEEN_PLACES, EACH, turn, take)]
+        progress = Progress(file.stem, len(images))
         with EagerEngine(base) as engine:
-            seen = measure(engine, images, adapter, judging, lambda done, all_: print(f"{done}/{all_}", flush=True))
-        np.savez(file, seen=seen)
-    t = draws(judging.seed, DRAWS // 2, (1, 1, 1), LOW * length, HIGH * length).t[::2].numpy() / length
+            labels = Labels.of(engine, [Prompt(text, adapter) for text in labels_of(adapter, judging).values()])
+            latents = latents_of(engine, images)
+            plan, made = draws_of(engine, judging, latents), []
+            for latent in latents:
+                made.append(labels.off(latent, plan).pow(2).sum(2).unflatten(0, (-1, 2)).numpy())
+                progress.step()
+        np.savez(file, maps=np.stack(made))
     truth = np.minimum(np.arange(len(known) + len(never)), len(known)).repeat(EACH)
-    return Measured(*np.moveaxis(np.load(file)["seen"], -1, 0), t, truth, base.spec.elements)
+    return Measured(np.load(file)["maps"], truth, base.spec.elements)
+
+
+def fitted(seen: Sequence[Measured], odds: Odds) -> Odds:
+    """One constant after the other is moved for as long as the mean log loss falls."""
+
+    def loss(tried: Odds) -> float:
+        return float(np.mean([one.log_loss(tried) for one in seen]))
+
+    best, before = loss(odds), np.inf
+    while best < before:
+        before = best
+        for name, factor in itertools.product(asdict(odds), FACTORS):
+            tried = replace(odds, **{name: getattr(odds, name) * factor})
+            if (lost := loss(tried)) < best:
+                best, odds = lost, tried
+        print(f"log loss {best:.4f} at {odds}", flush=True)
+    return odds
 
 
 def main() -> None:
     base = load_base(str(SHIPPED))
     work = WORK / "recognition" / base.spec.entry.fingerprint.weights[:12]
     work.mkdir(parents=True, exist_ok=True)
-    said: dict[str, Any] = {}
-    for name, take in itertools.product(SEQUENCES, (photo, cluttered)):
-        seen = measured(base, name, take, work)
-        chosen = seen.window(Judging.low, Judging.high)
-        noise, spread = chosen.constants()
-        one_look = {f"{low:g}-{high:g}": round(seen.window(low, high).one_look(), 3) for low, high in WINDOWS}
-        constants = {"noise": noise, "spread": spread, "regions": chosen.regions()}
-        said[f"{name}, {take.__name__}"] = {"one_look": one_look, **constants, **chosen.judged()}
-    print(json.dumps(said))
+    seen = {
+        f"{name}, {take.__name__}": measured(base, name, take, turn, work)
+        for name, (take, turn) in itertools.product(SEQUENCES, KINDS)
+    }
+    print(json.dumps({name: one.told(Odds()) for name, one in seen.items()}), flush=True)
+    odds = fitted(list(seen.values()), Odds())
+    print(json.dumps({"fitted": asdict(odds)} | {name: one.told(odds) for name, one in seen.items()}))
 
 
 if __name__ == "__main__":

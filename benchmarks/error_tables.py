@@ -212,13 +212,13 @@ class Levers:
         return self.errors[:, chosen, 0].mean(1).argmin(1)
 
     def _paired(self, chosen: np.ndarray) -> np.ndarray:
-        """What a judge sees: `[P,looks,L]` float64."""
+        """The mean of both signs of the noise: `[P,looks,L]` float64."""
         return self.errors[:, chosen].mean(2, dtype=np.float64)
 
     def _raced(self, chosen: np.ndarray, error: float, *, whole: bool) -> tuple[float, float]:
         """Evaluations a picture and accuracy with elimination."""
         races = [raced(maps, self.elements, error, whole=whole) for maps in self.maps[:, chosen]]
-        right = accuracy(np.array([race.probabilities.argmax() for race in races]), self.truth)
+        right = accuracy(np.array([race.label for race in races]), self.truth)
         return float(np.mean([race.evaluations for race in races])), right
 
 
@@ -226,7 +226,7 @@ def raced(
     maps: np.ndarray, elements: int, error: float, *, none: bool = False, whole: bool = False, odds: Odds | None = None
 ) -> Race:
     """What `classify` makes of a picture's error maps `[pairs,2,L+1,h,w]`, c_0 the last label."""
-    race = Race(maps.shape[2] - 1, elements, error=error, none=none, odds=odds or Odds())
+    race = Race(maps.shape[2] - 1, elements, error=error, none=none, whole=whole, odds=odds or Odds())
     for look in maps.mean(1) if whole else maps.reshape(-1, *maps.shape[2:]):
         if race.over:
             break

@@ -105,12 +105,13 @@ def ours(work: Work, engine: Engine, adapter: Adapter, judging: Judging, what: s
 
     def do(some: Images) -> np.ndarray:
         answers = classify(engine, some, adapter, judging)
-        return np.array([[*answer.probabilities.values(), answer.evaluations] for answer in answers])
+        at = list(answers[0].probabilities).index
+        return np.array([[*a.probabilities.values(), at(a.label), a.evaluations] for a in answers])
 
     depends = {"adapter": adapter.content_hash, "judging": asdict(judging), "code": code(), **how(engine)}
     made, seconds = work.staged(what, images, 50, do, **depends)
-    p, evaluations = made[:, :-1], made[:, -1].astype(int)
-    return Judged(p.argmax(1), p.max(1), evaluations, seconds, p[:, -1])
+    p, (label, evaluations) = made[:, :-2], made[:, -2:].astype(int).T
+    return Judged(label, p.max(1), evaluations, seconds, p[:, -1])
 
 
 def part_taught(work: Work) -> list[str]:

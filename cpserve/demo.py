@@ -42,7 +42,7 @@ EACH = 6
 class Told:
     """What the demo measured: the last line of its output.
 
-    `dc_accuracy` is among the concepts, as `eval` has it; `taken_for_none` counts what "none of these" would take of them.
+    `dc_accuracy` is of `classify` among the concepts; `taken_for_none` counts what "none of these" would take of them.
     """
 
     concepts: int

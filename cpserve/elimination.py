@@ -18,12 +18,14 @@ any of them is in the picture at all: the odds of some concept to none are
 
     ((evidence / r + offset) / (even + even_at_first / n)) ^ power
 
-with as many pictures of concepts never taught as of known ones. Without c_0 the whole picture counts, as in the papers.
+where there are about as many pictures of concepts never taught as of known ones. By the whole picture, as in the papers, errors
+count as they are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -33,7 +35,9 @@ NOISE_OF_WHOLE = 80.0  # of the whole picture
 
 @dataclass(frozen=True, kw_only=True)
 class Odds:
-    """The constants above, as fitted on concepts that nothing else is measured on (tools/emoji64/fit_recognition.py)."""
+    """The constants above, searched by likelihood on concepts that nothing else is measured on; `spread` and `noise` are kept
+    smaller than the likeliest, which cost more evaluations (tools/emoji64/fit_recognition.py, LOG.md).
+    """
 
     spread: float = 0.3
     noise: float = 60.0
@@ -44,57 +48,65 @@ class Odds:
 
 
 class Race:
-    """The labels of one picture: `active [labels]` bool says whom to ask in the next draw, `probabilities` sum to one.
+    """The labels of one picture: `active [labels]` bool says whom to ask in the next draw, `probabilities` sum to one, `label` is
+    the answer so far.
 
-    With `none` the last probability is that of no label at all. At most `error` of all races are to end without the true label:
-    half of it is spent on labels that are ruled out, and what has 1 - `error` is the answer; 0: never.
+    With `none` the last probability and label is that of no concept at all. A label is ruled out below a share of `error` / 2, and
+    what has 1 - `error` ends the race; 0: nothing does. `whole`: by the whole picture, without c_0 and without such an end,
+    since clutter makes odds too sure.
     """
 
-    def __init__(self, labels: int, elements: int, *, error: float, none: bool, odds: Odds = Odds()) -> None:
+    def __init__(
+        self, labels: int, elements: int, *, error: float, none: bool = False, whole: bool = False, odds: Odds = Odds()
+    ) -> None:
         self.active = np.ones(labels, bool)
         self.probabilities = np.full(labels + none, 1 / (labels + none))
+        self.label = 0
         self.over = False
         self.evaluations = 0
-        self._elements, self._error, self._none, self._odds = elements, error, none, odds
+        self._elements, self._error, self._none, self._whole, self._odds = elements, error, none, whole, odds
         self._draws = np.zeros(labels, int)
         self._errors, self._behind = np.zeros((2, labels))
-        self._better: np.ndarray | float = 0.0
+        self._better = np.zeros((labels, 1, 1))
 
-    def see(self, errors: np.ndarray, generic: np.ndarray | None, draws: int = 1) -> None:
+    def see(self, errors: np.ndarray, generic: np.ndarray | None = None, draws: int = 1) -> None:
         """Look at the active labels' error maps `[active,h,w]`, and c_0's `[h,w]`, each the mean of `draws`."""
         self.evaluations += draws * (len(errors) + (generic is not None))
         better = -errors.sum((1, 2), keepdims=True) if generic is None else smoothed(generic - errors)
         if not self._draws.any():
             self._better = np.zeros((len(self.active), *better.shape[1:]))
-        self._better[self.active] += draws * better  # type: ignore[index]
+        self._better[self.active] += draws * better
         self._errors[self.active] += draws * errors.sum((1, 2))
         self._draws[self.active] += draws
-        self._judge(by_region=generic is not None)
-        self._rule_out(by_region=generic is not None)
+        self._judge()
+        self._rule_out()
 
-    def _judge(self, *, by_region: bool) -> None:
+    def _judge(self) -> None:
         draws, c = self._draws.max(), self._odds
-        better = self._better[self.active] / draws  # type: ignore[index]
-        evidence = (np.maximum(better, 0) if by_region else better).sum((1, 2))
-        best = int(evidence.argmax())
+        better = self._better[self.active] / draws
+        evidence = (better if self._whole else np.maximum(better, 0)).sum((1, 2))
+        best = int((evidence if evidence.any() else better.sum((1, 2))).argmax())  # a tie is the nearest one's
+        self.label = int(np.flatnonzero(self.active)[best])
         ahead = better[best] - better
-        if by_region:
+        if not self._whole:
             ahead *= np.maximum(better, better[best]) > 0
-        self._behind[self.active] = np.maximum(ahead.sum((1, 2)), 0)
-        unexplained = self._errors[self.active][best] / draws / self._elements
-        noise = (c.noise if by_region else NOISE_OF_WHOLE) * unexplained / self._draws
+        self._behind[self.active] = np.maximum(ahead.sum((1, 2)), 0)  # another may be ahead by region; then they share
+        unexplained = self._errors[self.label] / draws / self._elements
+        noise = (NOISE_OF_WHOLE if self._whole else c.noise) * unexplained / self._draws
         odds = np.exp(-2 * self._behind / np.maximum(c.spread**2 * self._behind + noise, 1e-30))
         self.probabilities = odds / odds.sum()
         if self._none:
             even = (c.even + c.even_at_first / draws) * unexplained
             some = float((evidence[best] + c.offset * unexplained) / max(even, 1e-30)) ** c.power
             self.probabilities = np.append(self.probabilities * some, 1) / (some + 1)
+            if self.probabilities.argmax() == len(self.active):
+                self.label = len(self.active)
 
-    def _rule_out(self, *, by_region: bool) -> None:
+    def _rule_out(self) -> None:
         p, labels = self.probabilities, len(self.active)
         self.active &= p[:labels] >= self._error / 2 / max(1, len(p) - 1)
-        sure = by_region and p.max() > 1 - self._error  # by the whole picture, clutter makes odds too sure
-        self.over = bool(sure) or self.active.sum() <= (0 if self._none else 1)
+        sure = not self._whole and p.max() > 1 - self._error
+        self.over = bool(sure) or (not self._none and self.active.sum() == 1)
 
 
 def smoothed(maps: np.ndarray) -> np.ndarray:
@@ -104,6 +116,7 @@ def smoothed(maps: np.ndarray) -> np.ndarray:
     return made
 
 
+@cache
 def _gaussian(side: int) -> np.ndarray:
     """`[side,side]`: the weights about each cell."""
     distance = np.subtract.outer(np.arange(side), np.arange(side)) / (WIDTH * side)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from cpserve.adapter import Adapter
+from cpserve.elimination import smoothed
 from cpserve.engine import Engine
 from cpserve.prompts import Prompt
-from cpserve.recognition import Answer, Judging, draws_of, labels_of, latents_of, square
+from cpserve.recognition import NONE, Answer, Judging, draws_of, labels_of, latents_of, square
 from cpserve.score import Draw, predictions
 
 SIDE = 256  # pixels of each of the two pictures
@@ -21,24 +24,24 @@ FIRST, SECOND = (40, 110, 230), (235, 120, 20)  # blue and orange, which the col
 def difference(
     engine: Engine, image: Image.Image, adapter: Adapter, labels: tuple[str, str], judging: Judging
 ) -> np.ndarray:
-    """By how much the second label's squared error exceeds the first's, `[h,w]` float32: summed over channels, mean over draws.
-
-    Its sum is the difference of their diffusion-classifier errors: positive cells speak for the first label.
+    """By how much the second label's squared error exceeds the first's, `[h,w]` float32, summed over channels, mean over draws, in
+    the regions that `classify` compares them in: where either is better than c_0. Positive cells speak for the first label.
 
     Raises:
         KeyError: the adapter has no such label.
     """
-    prompts = labels_of(adapter, judging)
-    bank, slots = engine.bank.packed([Prompt(prompts[label], adapter) for label in labels])
+    prompts = labels_of(adapter, replace(judging, none=True))
+    bank, slots = engine.bank.packed([Prompt(prompts[label], adapter) for label in (*labels, NONE)])
     latents = latents_of(engine, [image])
     plan = draws_of(engine, judging, latents)
-    total = torch.zeros(latents.shape[-2:])
+    total = torch.zeros(3, *latents.shape[-2:])
     for t, noise in zip(plan.t, plan.noise, strict=True):
         draw = Draw(t[None], noise[None])
         eps = predictions(lambda z, t, s: engine.denoise(z, t, bank, s), engine.spec.schedule, latents, draw, slots)
-        near, far = (draw.noise - eps[0]).pow(2).sum(1).cpu()
-        total += far - near
-    found: np.ndarray = (total / len(plan.t)).numpy()
+        total += (draw.noise - eps[0]).pow(2).sum(1).cpu()
+    first, second, generic = (total / len(plan.t)).numpy()
+    better = smoothed(generic - np.stack([first, second]))
+    found: np.ndarray = (second - first) * (better.max(0) > 0)
     return found
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from cpserve.adapter import Adapter
 from cpserve.elimination import Race
 from cpserve.engine import Engine
-from cpserve.errors import AdapterError
+from cpserve.errors import AdapterError, EngineError
 from cpserve.prompts import Prompt
 from cpserve.score import Draw, draws, error_maps
 
@@ -28,10 +28,10 @@ ROWS = 64  # of one UNet call
 
 @dataclass(frozen=True, kw_only=True)
 class Judging:
-    """How to judge: at most `draws` of (t, noise) a picture and label, an even number; labels go as soon as they are ruled out at
-    the `error` rate (0: never). Timesteps from `low` to `high` as shares of the schedule's length: the ends mislead (fitted:
-    tools/emoji64/fit_recognition.py). `none`: whether "none of these" may be the answer. `whole`: by the error of the whole
-    picture, as published, in place of the regions that a concept explains; among the known only.
+    """How to judge: by at most `draws` of (t, noise) a picture and label, fewer where a label is ruled out or an answer sure, at
+    the `error` rate (0: never); see `elimination.Race`. Timesteps from `low` to `high` as shares of the schedule's length: the
+    ends mislead (LOG.md). `none`: whether "none of these" may be the answer. `whole`: by the error of the whole picture, as in
+    the papers, in place of the regions that a concept explains; among the known only.
     """
 
     draws: int = 16
@@ -80,9 +80,9 @@ def latents_of(engine: Engine, images: Sequence[Image.Image]) -> Tensor:
 
 def draws_of(engine: Engine, judging: Judging, latents: Tensor) -> Draw:
     """The draws that every picture and label sees, in pairs, where `latents` are."""
-    length, looks = engine.spec.schedule.steps, max(1, judging.draws // 2)
-    plan = draws(judging.seed, looks, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
-    return plan.to(latents.device)
+    length, pairs = engine.spec.schedule.steps, -(-judging.draws // 2)
+    plan = draws(judging.seed, pairs, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
+    return Draw(plan.t[: judging.draws], plan.noise[: judging.draws]).to(latents.device)
 
 
 @torch.no_grad()
@@ -96,41 +96,37 @@ def classify(
 
     Raises:
         AdapterError: the adapter knows no concept, or does not fit the base.
+        EngineError: the engine's predictions are not finite.
     """
     judging = judging or Judging()
-    labels = labels_of(adapter, judging)
-    none = NONE in labels
-    races = [Race(len(labels) - none, engine.spec.elements, error=judging.error, none=none) for _ in images]
-    if images:
-        with engine.at_work():
-            _run(engine, images, adapter, judging, races)
-    return [_answer(race, list(labels)) for race in races]
+    labels = list(labels_of(adapter, judging))
+    with engine.at_work():
+        parts = [images[start : start + ROWS] for start in range(0, len(images), ROWS)]
+        races = [race for part in parts for race in _raced(engine, part, adapter, judging)]
+    return [_answer(race, labels) for race in races]
 
 
-def _run(
-    engine: Engine,
-    images: Sequence[Image.Image],
-    adapter: Adapter,
-    judging: Judging,
-    races: Sequence[Race],
-) -> None:
-    """All races, draw by draw; by the whole picture, pair by pair."""
+def _raced(engine: Engine, images: Sequence[Image.Image], adapter: Adapter, judging: Judging) -> list[Race]:
+    """All pictures' races, draw by draw; by the whole picture, pair by pair."""
+    whole, none = judging.whole, judging.none and not judging.whole
     texts = labels_of(adapter, replace(judging, none=True)).values()  # c_0 is what regions are judged against
     bank, slots = engine.bank.packed([Prompt(text, adapter) for text in texts])
     latents = latents_of(engine, images)
-    plan, size = draws_of(engine, judging, latents), 2 if judging.whole else 1
-    for start in range(0, len(plan.t), size):
-        look = Draw(plan.t[start : start + size], plan.noise[start : start + size])
+    labels = len(texts) - (not whole)
+    races = [Race(labels, engine.spec.elements, error=judging.error, none=none, whole=whole) for _ in images]
+    plan, size = draws_of(engine, judging, latents), 2 if whole else 1
+    for t, noise in zip(plan.t.split(size), plan.noise.split(size), strict=True):
         asked = np.stack([race.active & (not race.over) for race in races])
-        if not judging.whole:
+        if not whole:
             asked = np.column_stack([asked, asked.any(1)])  # c_0
-        maps, of = _maps(engine, bank, slots, latents, asked, look), np.nonzero(asked)[0]
+        maps, of = _maps(engine, bank, slots, latents, asked, Draw(t, noise)), np.nonzero(asked)[0]
         for picture in np.unique(of):
             own = maps[of == picture]
-            errors, generic = (own, None) if judging.whole else (own[:-1], own[-1])
-            races[picture].see(errors, generic, size)
+            errors, generic = (own, None) if whole else (own[:-1], own[-1])
+            races[picture].see(errors, generic, len(t))
         if all(race.over for race in races):
             break
+    return races
 
 
 def _maps(engine: Engine, bank: Tensor, slots: Tensor, latents: Tensor, asked: np.ndarray, look: Draw) -> np.ndarray:
@@ -147,10 +143,11 @@ def _maps(engine: Engine, bank: Tensor, slots: Tensor, latents: Tensor, asked: n
         draw = Draw(look.t[which[rows]], look.noise[which[rows]])
         parts.append(error_maps(denoise, engine.spec.schedule, latents[picture[rows]], draw, slots[label[rows]]).cpu())
     made: np.ndarray = torch.cat(parts).double().unflatten(0, (size, -1)).mean(0).numpy()
+    if not np.isfinite(made).all():
+        raise EngineError("the engine predicts no finite noise", hint="judge in float32: --engine eager")
     return made
 
 
 def _answer(race: Race, labels: list[str]) -> Answer:
-    best = int(race.probabilities.argmax())
-    p = dict(zip(labels, race.probabilities.tolist(), strict=True))
-    return Answer(labels[best], p[labels[best]], p, race.evaluations)
+    p = race.probabilities.tolist()
+    return Answer(labels[race.label], p[race.label], dict(zip(labels, p, strict=True)), race.evaluations)

@@ -13,13 +13,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 from adapter_store import Store
+from benchmarks.error_tables import Labels
 from cpserve.base import BaseModel
 from cpserve.cli import main
+from cpserve.elimination import smoothed
 from cpserve.engines.eager import EagerEngine
 from cpserve.explanation import difference, explained
 from cpserve.prompts import Prompt
 from cpserve.recognition import NONE, Judging, classify, draws_of, labels_of, latents_of
-from cpserve.score import errors
 from tests.lessons import QUICK, learned
 
 BASE = "sd21"
@@ -88,30 +89,24 @@ def test_a_table_is_never_lost(place: Path, folders: dict[str, Path], tmp_path: 
     run(place, folders, "--resume", code=2)
 
 
-def test_the_map_adds_up_to_the_difference(bases: dict[str, BaseModel], tmp_path: Path) -> None:
-    """Summed over cells it is what the classifier compares; with the labels swapped it changes its sign."""
+def test_the_map_is_the_difference_where_either_label_gains(bases: dict[str, BaseModel], tmp_path: Path) -> None:
+    """It is that of the labels' errors, or nothing where c_0 is better than both; with the labels swapped it changes its sign."""
     adapter = learned(bases[BASE], tmp_path, replace(QUICK, method="none", factor_rate=1e-2), "dog", "cat")
     judging = Judging(draws=4, error=0)
     with EagerEngine(bases[BASE]) as engine:
         [answer] = classify(engine, [noise(1)], adapter, judging)
-        known = labels_of(adapter, judging)
-        bank, slots = engine.bank.packed([Prompt(text, adapter) for text in known.values()])
-        latents = latents_of(engine, [noise(1)])
-        plan = draws_of(engine, judging, latents)
-        seen = errors(
-            lambda z, t, s: engine.denoise(z, t, bank, s),
-            engine.spec.schedule,
-            latents.expand(4, -1, -1, -1),
-            plan,
-            slots,
-        )
-        found = dict(zip(known, seen.mean(0).tolist(), strict=True))
-        cells = difference(engine, noise(1), adapter, ("dog", NONE), judging)
-        turned = difference(engine, noise(1), adapter, (NONE, "dog"), judging)
+        labels = Labels.of(engine, [Prompt(text, adapter) for text in labels_of(adapter, judging).values()])
+        [latent] = latents_of(engine, [noise(1)])
+        dog, cat, generic = labels.off(latent, draws_of(engine, judging, latent[None])).pow(2).sum(2).mean(0).numpy()
+        cells = difference(engine, noise(1), adapter, ("dog", "cat"), judging)
+        turned = difference(engine, noise(1), adapter, ("cat", "dog"), judging)
+        against = difference(engine, noise(1), adapter, ("dog", NONE), judging)
     assert cells.shape == (8, 8)
     assert np.allclose(cells, -turned, atol=1e-4)
-    assert cells.sum() == pytest.approx(found[NONE] - found["dog"], rel=1e-3)
-    assert explained(noise(1), answer, cells, NONE).size == (512, 276)
+    for found, other in ((cells, cat), (against, generic)):
+        gains = smoothed(generic - np.stack([dog, other])).max(0) > 0
+        assert np.allclose(found, np.where(gains, other - dog, 0), atol=1e-3)
+    assert explained(noise(1), answer, against, NONE).size == (512, 276)
 
 
 def test_an_explanation_for_every_picture(place: Path, folders: dict[str, Path], tmp_path: Path) -> None:

@@ -63,13 +63,13 @@ AT_ONCE = 16  # pictures in memory
     "--draws",
     type=click.IntRange(2),
     metavar="N",
-    help="At most so many draws for a picture and label, in pairs: more are surer and slower.",
+    help="At most so many draws for a picture and label: more are surer and slower.",
 )
 @click.option(
     "--error",
     type=NumberRange(0, 0.5),
     metavar="P",
-    help="The rate at which the true label may be lost to save evaluations; 0 looks at all draws.  [default: 0.02]",
+    help="A label is ruled out at half this rate, an answer surer than 1 - P stands; 0: all draws.  [default: 0.02]",
 )
 @engine_options
 @hub_options

@@ -23,7 +23,7 @@ from sources import WORK
 from write_model import SHIPPED
 
 from adapter_store import Store
-from benchmarks.error_tables import Labels, Progress, calibration_error, found_at, raced
+from benchmarks.error_tables import Labels, calibration_error, found_at, raced, staged
 from cpserve import load_base
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
@@ -99,47 +99,54 @@ class Measured:
     truth: np.ndarray
     elements: int
 
-    def judged(self, odds: Odds) -> np.ndarray:
-        """What `classify` makes of them: probabilities and, last, evaluations, `[P,L+2]`."""
-        races = [raced(maps, self.elements, Judging.error, none=True, odds=odds) for maps in self.maps]
-        return np.array([[*race.probabilities, race.evaluations] for race in races])
+    def judged(self, odds: Odds, *, none: bool = True) -> tuple[np.ndarray, np.ndarray, float]:
+        """What `classify` makes of them, or of the known ones among the known labels: `p [P,L+1]`, `label [P]`, mean evaluations."""
+        maps = self.maps if none else self.maps[self.known]
+        races = [raced(one, self.elements, Judging.error, none=none, odds=odds) for one in maps]
+        label = np.array([race.label for race in races])
+        return np.array([race.probabilities for race in races]), label, float(np.mean([r.evaluations for r in races]))
+
+    @property
+    def known(self) -> np.ndarray:
+        """`[P]` bool."""
+        known: np.ndarray = self.truth < self.maps.shape[3] - 1
+        return known
 
     def log_loss(self, odds: Odds) -> float:
-        p = self.judged(odds)[np.arange(len(self.truth)), self.truth]
+        p = self.judged(odds)[0][np.arange(len(self.truth)), self.truth]
         return float(-np.log(np.maximum(p, 1e-6)).mean())
 
     def told(self, odds: Odds) -> dict[str, float]:
-        made, none = self.judged(odds), self.maps.shape[3] - 1
-        p, known = made[:, :-1], self.truth < none
-        label = p.argmax(1)
+        (p, label, evaluations), known = self.judged(odds), self.known
+        _, among, spent = self.judged(odds, none=False)
         found = found_at(0.05, p[known, -1], p[known, -1], p[~known, -1])[1]
         said = {
-            "right_of_known": (label == self.truth)[known].mean(), "false_alarms": (label == none)[known].mean(),
-            "found_unknown": (label == none)[~known].mean(), "found_at_5_percent": found,
-            "calibration_error": calibration_error(p.max(1), label == self.truth), "evaluations": made[:, -1].mean(),
+            "right_of_known": (label == self.truth)[known].mean(), "taken_for_none": (label == p.shape[1] - 1)[known].mean(),
+            "found_unknown": (label == self.truth)[~known].mean(), "found_at_5_percent": found,
+            "calibration_error": calibration_error(p.max(1), label == self.truth), "evaluations": evaluations,
+            "right_among_known": (among == self.truth[known]).mean(), "evaluations_among_known": spent,
             "log_loss": self.log_loss(odds),
         }  # fmt: skip
         return {k: round(float(v), 4) for k, v in said.items()}
 
 
 def measured(base: BaseModel, name: str, take: Callable[..., bytes], turn: tuple[int, int], work: Path) -> Measured:
-    file, judging = work / f"{name}-{take.__name__}-maps.npz", Judging()
-    known, _ = SEQUENCES[name]
+    judging, (known, steps) = Judging(), SEQUENCES[name]
     never = [subject for subject in UNKNOWN if subject[0] not in {thing for thing, _ in known}]
-    if not file.exists():
-        adapter, subjects = taught(base, name, work), (*known, *never)
-        images = [p for i, s in enumerate(subjects) for p in photos(200 + i, s, UNSEEN_PLACES, EACH, turn, take)]
-        progress = Progress(file.stem, len(images))
-        with EagerEngine(base) as engine:
-            labels = Labels.of(engine, [Prompt(text, adapter) for text in labels_of(adapter, judging).values()])
-            latents = latents_of(engine, images)
-            plan, made = draws_of(engine, judging, latents), []
-            for latent in latents:
-                made.append(labels.off(latent, plan).pow(2).sum(2).unflatten(0, (-1, 2)).numpy())
-                progress.step()
-        np.savez(file, maps=np.stack(made))
-    truth = np.minimum(np.arange(len(known) + len(never)), len(known)).repeat(EACH)
-    return Measured(np.load(file)["maps"], truth, base.spec.elements)
+    adapter, subjects = taught(base, name, work), (*known, *never)
+    images = [p for i, s in enumerate(subjects) for p in photos(200 + i, s, UNSEEN_PLACES, EACH, turn, take)]
+    with EagerEngine(base) as engine:
+        labels = Labels.of(engine, [Prompt(text, adapter) for text in labels_of(adapter, judging).values()])
+
+        def maps(some: Sequence[Image.Image]) -> np.ndarray:
+            latents = latents_of(engine, some)
+            plan = draws_of(engine, judging, latents)
+            return np.stack([labels.off(z, plan).pow(2).sum(2).unflatten(0, (-1, 2)).numpy() for z in latents])
+
+        drawn = f"{judging.draws}-{judging.low:g}-{judging.high:g}-{judging.seed}"
+        made, _ = staged(work / f"{name}-{steps}-{take.__name__}-{drawn}", images, EACH, maps)
+    truth = np.minimum(np.arange(len(subjects)), len(known)).repeat(EACH)
+    return Measured(made, truth, base.spec.elements)
 
 
 def fitted(seen: Sequence[Measured], odds: Odds) -> Odds:

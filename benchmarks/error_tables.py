@@ -62,6 +62,11 @@ class Labels:
             parts.append((noise - self.engine.denoise(xt, t, self.bank, self.slots[label])).cpu())
         return torch.cat(parts).unflatten(0, (len(draw.t), len(self.slots)))
 
+    def maps(self, latent: Tensor, draw: Draw) -> np.ndarray:
+        """Squared errors `[D,L,h,w]`, summed over channels."""
+        made: np.ndarray = self.off(latent, draw).pow(2).sum(2).numpy()
+        return made
+
     def errors(self, latent: Tensor, draw: Draw) -> np.ndarray:
         """Squared and absolute errors `[D,L,2]`, summed over elements."""
         off = self.off(latent, draw).flatten(2)
@@ -154,8 +159,7 @@ class Levers:
         """One picture's maps `[pairs,2,L+1,h,w]` float32."""
         latent = latents_of(labels.engine, [image])[0]
         draw = draws(seed, pairs, tuple(latent.shape), 0, labels.engine.spec.schedule.steps)
-        made: np.ndarray = labels.off(latent, draw).pow(2).sum(2).unflatten(0, (pairs, 2)).numpy()
-        return made
+        return in_pairs(labels.maps(latent, draw))
 
     @cached_property
     def errors(self) -> np.ndarray:
@@ -220,6 +224,11 @@ class Levers:
         races = [raced(maps, self.elements, error, whole=whole) for maps in self.maps[:, chosen]]
         right = accuracy(np.array([race.label for race in races]), self.truth)
         return float(np.mean([race.evaluations for race in races])), right
+
+
+def in_pairs(maps: np.ndarray) -> np.ndarray:
+    """`[D,...]` as `[pairs,2,...]`: draws of one timestep and opposite noise stand beside each other."""
+    return maps.reshape(-1, 2, *maps.shape[1:])
 
 
 def raced(

@@ -97,7 +97,7 @@ def test_the_map_is_the_difference_where_either_label_gains(bases: dict[str, Bas
         [answer] = classify(engine, [noise(1)], adapter, judging)
         labels = Labels.of(engine, [Prompt(text, adapter) for text in labels_of(adapter, judging).values()])
         [latent] = latents_of(engine, [noise(1)])
-        dog, cat, generic = labels.off(latent, draws_of(engine, judging, latent[None])).pow(2).sum(2).mean(0).numpy()
+        dog, cat, generic = labels.maps(latent, draws_of(engine, judging, latent[None])).mean(0)
         cells = difference(engine, noise(1), adapter, ("dog", "cat"), judging)
         turned = difference(engine, noise(1), adapter, ("cat", "dog"), judging)
         against = difference(engine, noise(1), adapter, ("dog", NONE), judging)

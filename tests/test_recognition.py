@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.error_tables import Labels, raced
+from benchmarks.error_tables import Labels, in_pairs, raced
 from cpserve.base import BaseModel
 from cpserve.elimination import NOISE_OF_WHOLE, Odds, Race, smoothed
 from cpserve.engines.eager import EagerEngine
@@ -88,14 +88,15 @@ def test_by_region_d_counts_where_either_label_gains() -> None:
 
 def test_an_answer_that_ends_a_race_is_seldom_wrong() -> None:
     """Of 400 seeded races by region that ended sure at an error of 10 %, at most 10 % and three standard errors more are wrong."""
-    wrong = []
+    wrong, cells, g, r = [], 16**2, 16.0, 1.0
+    per_cell = Odds().noise * r * g / (2 * cells)  # of each of two labels, so that their difference varies by noise r g
     for seed in range(400):
         rng, made = np.random.default_rng(seed), Race(5, 1024, error=0.1)
         gain = blob(2, max(0.0, 1 + Odds().spread * rng.normal()))
         for _ in range(16):
             generic = np.full((16, 16), 4.0)
             errors = generic - gain * (np.arange(5) == 0)[:, None, None]
-            errors += rng.normal(size=(5, 16, 16)) * np.sqrt(Odds().noise * 4 / 4 * 16 / 256 / 2)
+            errors += rng.normal(size=(5, 16, 16)) * np.sqrt(per_cell)
             made.see(errors[made.active], generic)
             if made.over:
                 wrong.append(made.label != 0)
@@ -178,8 +179,8 @@ def test_a_table_of_maps_is_judged_as_pictures_are(bases: dict[str, BaseModel], 
         answers = classify(engine, images, adapter, judging)
         labels = Labels.of(engine, [Prompt(text, adapter) for text in labels_of(adapter, judging).values()])
         for answer, latent in zip(answers, latents_of(engine, images), strict=True):
-            off = labels.off(latent, draws_of(engine, judging, latent[None]))
-            race = raced(off.pow(2).sum(2).unflatten(0, (6, 2)).numpy(), engine.spec.elements, 0.2, none=True)
+            maps = in_pairs(labels.maps(latent, draws_of(engine, judging, latent[None])))
+            race = raced(maps, engine.spec.elements, 0.2, none=True)
             assert race.evaluations == answer.evaluations
             assert race.probabilities == pytest.approx(list(answer.probabilities.values()), abs=1e-3)
 

@@ -23,7 +23,7 @@ from sources import WORK
 from write_model import SHIPPED
 
 from adapter_store import Store
-from benchmarks.error_tables import Labels, calibration_error, found_at, raced, staged
+from benchmarks.error_tables import Labels, calibration_error, found_at, in_pairs, raced, staged
 from cpserve import load_base
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
@@ -141,7 +141,7 @@ def measured(base: BaseModel, name: str, take: Callable[..., bytes], turn: tuple
         def maps(some: Sequence[Image.Image]) -> np.ndarray:
             latents = latents_of(engine, some)
             plan = draws_of(engine, judging, latents)
-            return np.stack([labels.off(z, plan).pow(2).sum(2).unflatten(0, (-1, 2)).numpy() for z in latents])
+            return np.stack([in_pairs(labels.maps(z, plan)) for z in latents])
 
         drawn = f"{judging.draws}-{judging.low:g}-{judging.high:g}-{judging.seed}"
         made, _ = staged(work / f"{name}-{steps}-{take.__name__}-{drawn}", images, EACH, maps)

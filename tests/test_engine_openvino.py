@@ -14,7 +14,7 @@ from cpserve import Drawing, generate
 from cpserve.base import BaseModel
 from cpserve.bundle import read_bundle
 from cpserve.engine import open_engine
-from cpserve.engines.compiled import filled, slices
+from cpserve.engines.compiled import filled, turns
 from cpserve.errors import EngineError
 from cpserve.prompts import Prompt
 from export import parity
@@ -38,14 +38,17 @@ def bundle(bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path_facto
 @pytest.mark.parametrize("fixed", [(), (1,), (2,), (3, 8), (1, 2, 4, 8)])
 @pytest.mark.parametrize("rows", [1, 2, 7, 31])
 @pytest.mark.parametrize("streams", [1, 2])
-def test_slices_hold_every_row_once(rows: int, fixed: tuple[int, ...], streams: int) -> None:
-    """Slices follow each other without gap, each of a compiled count, or filled up to one at the end."""
-    cut = list(slices(rows, fixed, streams))
-    numbers = torch.arange(rows)
-    assert torch.equal(torch.cat([numbers[s] for s in cut]), numbers)
-    assert all(len(filled(numbers[s], fixed)) in fixed for s in cut if fixed)
-    if 1 in fixed and rows >= streams:
-        assert len(cut) >= streams, "no stream is idle"
+def test_turns_hold_every_row_once(rows: int, fixed: tuple[int, ...], streams: int) -> None:
+    """Slices follow each other without gap, as long as one compiled count once filled, and no stream waits while rows are left."""
+    numbers, seen = torch.arange(rows), 0
+    for cut in turns(rows, fixed, streams):
+        assert torch.equal(torch.cat([numbers[s] for s in cut]), numbers[seen : cut[-1].stop])
+        assert len({len(filled(numbers[s], fixed)) for s in cut}) == 1 or not fixed
+        assert not fixed or len(filled(numbers[cut[0]], fixed)) in fixed
+        if 1 in fixed:
+            assert len(cut) == min(streams, rows - seen)
+        seen = cut[-1].stop
+    assert seen == rows
 
 
 def test_the_precision_asked_for_is_the_one_computed_in(bundle: Path) -> None:

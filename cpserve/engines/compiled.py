@@ -9,7 +9,6 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from math import ceil
 from pathlib import Path
 
@@ -99,14 +98,12 @@ class CompiledEngine(Engine):
         self, graph: str, inputs: Sequence[Tensor], arranged: Callable[..., tuple[Tensor, ...]] = lambda *rows: rows
     ) -> Tensor:
         """A graph on slices of row-wise inputs; `arranged` makes the graph's inputs of a slice."""
-        streams = min(self.streams, len(inputs[0]))
-        cut = list(slices(len(inputs[0]), self.rows, streams))
-        given = [[filled(x[rows], self.rows) for x in inputs] for rows in cut]
-        runners = [self._runner(graph, tuple(first.shape) if self.rows else ANY, streams) for first, *_ in given]
-        jobs = [partial(runner, *arranged(*part)) for runner, part in zip(runners, given, strict=True)]
-        groups = [jobs[i : i + streams] for i in range(0, len(jobs), streams)]
-        outputs = [output() for group in groups for output in [job() for job in group]]
-        parts = [output[: rows.stop - rows.start] for rows, output in zip(cut, outputs, strict=True)]
+        parts = []
+        for cut in turns(len(inputs[0]), self.rows, self.streams):
+            given = [[filled(x[rows], self.rows) for x in inputs] for rows in cut]
+            runner = self._runner(graph, tuple(given[0][0].shape) if self.rows else ANY, len(cut))
+            outputs = [output() for output in [runner(*arranged(*part)) for part in given]]
+            parts += [output[: rows.stop - rows.start] for rows, output in zip(cut, outputs, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _runner(self, graph: str, shape: Shape, streams: int = 1) -> Runner:
@@ -119,16 +116,20 @@ class CompiledEngine(Engine):
         return self._runners[key]
 
 
-def slices(rows: int, fixed: Shape, streams: int = 1) -> Iterator[slice]:
-    """`rows` cut into the largest of the `fixed` counts (ascending) that fit a stream's share; what is left over is one more.
+def turns(rows: int, fixed: Shape, streams: int = 1) -> Iterator[list[slice]]:
+    """`rows` cut into slices, and which of them run at the same time, one a stream: equal ones, lest a stream waits, of the largest
+    of the `fixed` counts (ascending) that all of them reach. The last rows may be too few for all streams.
 
-    With powers of two nothing is left over, and no row is computed in vain.
+    With powers of two no row is computed in vain.
     """
-    start, share = 0, ceil(rows / streams)
+    start = 0
     while start < rows:
-        count = max((n for n in fixed if n <= min(share, rows - start)), default=rows - start)
-        yield slice(start, start + count)
-        start += count
+        left = rows - start
+        at_once = min(streams, left)
+        count = max((n for n in fixed if n * at_once <= left), default=ceil(left / at_once))
+        stop = min(start + at_once * count, rows)
+        yield [slice(i, min(i + count, stop)) for i in range(start, stop, count)]
+        start = stop
 
 
 def filled(rows: Tensor, fixed: Shape) -> Tensor:

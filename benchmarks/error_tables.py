@@ -17,7 +17,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -30,7 +30,7 @@ from torch import Tensor
 from cpserve.elimination import Odds, Race
 from cpserve.engine import Engine
 from cpserve.prompts import Prompt
-from cpserve.recognition import ROWS, Judging, latents_of
+from cpserve.recognition import ROWS, Judging, latents_of, middle_first
 from cpserve.score import Draw, draws
 
 Item = TypeVar("Item")
@@ -193,7 +193,7 @@ class Levers:
                     right = float(np.mean([accuracy(label, self.truth) for label in found]))
                     made.setdefault(name, []).append((float(n * labels), round(right, 4)))
             for name, whole in ((f"elimination at {judging.error:g}", True), ("by region", False)):
-                races = [self._raced(d, judging.error, whole=whole) for d in self._spread(window, looks)]
+                races = [self._raced(d, replace(judging, whole=whole)) for d in self._spread(window, looks)]
                 spent, right = (round(float(np.mean(part)), 4) for part in zip(*races, strict=True))
                 made.setdefault(name, []).append((spent, right))
         return made
@@ -219,9 +219,11 @@ class Levers:
         """The mean of both signs of the noise: `[P,looks,L]` float64."""
         return self.errors[:, chosen].mean(2, dtype=np.float64)
 
-    def _raced(self, chosen: np.ndarray, error: float, *, whole: bool) -> tuple[float, float]:
+    def _raced(self, chosen: np.ndarray, judging: Judging) -> tuple[float, float]:
         """Evaluations a picture and accuracy with elimination."""
-        races = [raced(maps, self.elements, error, whole=whole) for maps in self.maps[:, chosen]]
+        maps = self.maps[:, chosen]
+        looks = maps.mean(2) if judging.whole else in_turn(maps, self.t[chosen], judging.middle)
+        races = [raced(one, self.elements, judging.error, whole=judging.whole) for one in looks]
         right = accuracy(np.array([race.label for race in races]), self.truth)
         return float(np.mean([race.evaluations for race in races])), right
 
@@ -231,12 +233,20 @@ def in_pairs(maps: np.ndarray) -> np.ndarray:
     return maps.reshape(-1, 2, *maps.shape[1:])
 
 
+def in_turn(maps: np.ndarray, t: np.ndarray, middle: float) -> np.ndarray:
+    """Maps `[P,pairs,2,...]` at `t [pairs]` as `[P,D,...]`, in the order in which `classify` sees them."""
+    order = middle_first(torch.from_numpy(t).repeat_interleave(2), middle).numpy()
+    return maps.reshape(len(maps), -1, *maps.shape[3:])[:, order]
+
+
 def raced(
-    maps: np.ndarray, elements: int, error: float, *, none: bool = False, whole: bool = False, odds: Odds | None = None
+    looks: np.ndarray, elements: int, error: float, *, none: bool = False, whole: bool = False, odds: Odds | None = None
 ) -> Race:
-    """What `classify` makes of a picture's error maps `[pairs,2,L+1,h,w]`, c_0 the last label."""
-    race = Race(maps.shape[2] - 1, elements, error=error, none=none, whole=whole, odds=odds or Odds())
-    for look in maps.mean(1) if whole else maps.reshape(-1, *maps.shape[2:]):
+    """What `classify` makes of a picture's error maps `[looks,L+1,h,w]`, c_0 the last label; by the whole picture a look is the
+    mean of a pair.
+    """
+    race = Race(looks.shape[1] - 1, elements, error=error, none=none, whole=whole, odds=odds or Odds())
+    for look in looks:
         if race.over:
             break
         race.see(look[:-1][race.active], None if whole else look[-1], 2 if whole else 1)

@@ -40,7 +40,7 @@ class Odds:
     """
 
     spread: float = 0.3
-    noise: float = 60.0
+    noise: float = 55.0
     power: float = 2.5
     offset: float = 5.0
     even: float = 24.0

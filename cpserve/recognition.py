@@ -43,6 +43,11 @@ class Judging:
     none: bool = True
     whole: bool = False
 
+    @property
+    def middle(self) -> float:
+        """The timestep that tells most, as a share of the schedule's length (LOG.md)."""
+        return (self.low + self.high) / 2
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -79,10 +84,19 @@ def latents_of(engine: Engine, images: Sequence[Image.Image]) -> Tensor:
 
 
 def draws_of(engine: Engine, judging: Judging, latents: Tensor) -> Draw:
-    """The draws that every picture and label sees, in pairs, where `latents` are."""
+    """The draws that every picture and label sees, in order, where `latents` are."""
     length, pairs = engine.spec.schedule.steps, -(-judging.draws // 2)
     plan = draws(judging.seed, pairs, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
+    if not judging.whole:  # which looks at both signs of the noise at once
+        order = middle_first(plan.t, judging.middle * length)
+        plan = Draw(plan.t[order], plan.noise[order])
     return Draw(plan.t[: judging.draws], plan.noise[: judging.draws]).to(latents.device)
+
+
+def middle_first(t: Tensor, middle: float) -> Tensor:
+    """Indices `[D]` of `score.draws` at `t [D]` from the timesteps that tell most outwards; opposite noise comes after them all."""
+    nearest = 2 * (t[::2] - middle).abs().argsort(stable=True)
+    return torch.cat([nearest, nearest + 1])
 
 
 @torch.no_grad()

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.error_tables import Labels, in_pairs, raced
+from benchmarks.error_tables import Labels, in_pairs, in_turn, raced
 from cpserve.base import BaseModel
 from cpserve.elimination import NOISE_OF_WHOLE, Odds, Race, smoothed
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import EngineError
 from cpserve.prompts import Prompt
-from cpserve.recognition import Judging, classify, draws_of, labels_of, latents_of
+from cpserve.recognition import Judging, classify, draws_of, labels_of, latents_of, middle_first
 from cpserve.score import Draw, draws, errors
 from tests.lessons import QUICK, learned
 
@@ -175,14 +175,28 @@ def test_a_table_of_maps_is_judged_as_pictures_are(bases: dict[str, BaseModel], 
     base = bases["sd21"]
     adapter = learned(base, tmp_path, QUICK, "dog", "cat", "rex")
     images, judging = [noise(seed) for seed in range(4)], Judging(draws=12, error=0.2)
+    length = base.spec.schedule.steps
     with EagerEngine(base) as engine:
         answers = classify(engine, images, adapter, judging)
         labels = Labels.of(engine, [Prompt(text, adapter) for text in labels_of(adapter, judging).values()])
-        for answer, latent in zip(answers, latents_of(engine, images), strict=True):
-            maps = in_pairs(labels.maps(latent, draws_of(engine, judging, latent[None])))
-            race = raced(maps, engine.spec.elements, 0.2, none=True)
+        latents = latents_of(engine, images)
+        plan = draws(judging.seed, 6, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
+        tables = np.stack([in_pairs(labels.maps(latent, plan)) for latent in latents])
+        for answer, looks in zip(answers, in_turn(tables, plan.t[::2].numpy(), judging.middle * length), strict=True):
+            race = raced(looks, engine.spec.elements, 0.2, none=True)
             assert race.evaluations == answer.evaluations
             assert race.probabilities == pytest.approx(list(answer.probabilities.values()), abs=1e-3)
+
+
+def test_the_middle_of_the_schedule_is_seen_first() -> None:
+    """Whatever the seed, timesteps go from the middle of their range outwards, all of them before the first opposite noise."""
+    for seed in range(20):
+        plan = draws(seed, 8, (1, 1, 1), 200, 600)
+        order = middle_first(plan.t, 400)
+        t, noise = plan.t[order], plan.noise[order]
+        assert torch.equal(t[:8], t[8:])
+        assert torch.equal(noise[:8], -noise[8:])
+        assert ((t[:8] - 400).abs().diff() >= 0).all()
 
 
 def test_numbers_that_are_none_are_no_answer(

@@ -23,7 +23,7 @@ from sources import WORK
 from write_model import SHIPPED
 
 from adapter_store import Store
-from benchmarks.error_tables import Labels, calibration_error, found_at, in_pairs, raced, staged
+from benchmarks.error_tables import Labels, calibration_error, found_at, in_pairs, in_turn, raced, staged
 from cpserve import load_base
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
@@ -31,7 +31,8 @@ from cpserve.concept import Concept, Picture
 from cpserve.elimination import Odds
 from cpserve.engines.eager import EagerEngine
 from cpserve.prompts import Prompt
-from cpserve.recognition import Judging, draws_of, labels_of, latents_of
+from cpserve.recognition import Judging, labels_of, latents_of
+from cpserve.score import draws
 from examples import TAUGHT_PLACES, UNSEEN_PLACES, cluttered, drawing_of, photo
 from trainer import Record, Settings, learn
 
@@ -93,7 +94,7 @@ def taught(base: BaseModel, name: str, work: Path) -> Adapter:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Error maps `[P,pairs,2,L+1,h,w]` of pictures, c_0 the last label, and the `truth [P]`, L being none."""
+    """Error maps `[P,D,L+1,h,w]` of pictures, c_0 the last label, and the `truth [P]`, L being none."""
 
     maps: np.ndarray
     truth: np.ndarray
@@ -109,7 +110,7 @@ class Measured:
     @property
     def known(self) -> np.ndarray:
         """`[P]` bool."""
-        known: np.ndarray = self.truth < self.maps.shape[3] - 1
+        known: np.ndarray = self.truth < self.maps.shape[2] - 1
         return known
 
     def log_loss(self, odds: Odds) -> float:
@@ -135,18 +136,19 @@ def measured(base: BaseModel, name: str, take: Callable[..., bytes], turn: tuple
     never = [subject for subject in UNKNOWN if subject[0] not in {thing for thing, _ in known}]
     adapter, subjects = taught(base, name, work), (*known, *never)
     images = [p for i, s in enumerate(subjects) for p in photos(200 + i, s, UNSEEN_PLACES, EACH, turn, take)]
+    spec, length = base.spec, base.spec.schedule.steps
+    shape = (spec.channels, spec.latent_size, spec.latent_size)
+    plan = draws(judging.seed, judging.draws // 2, shape, judging.low * length, judging.high * length)
     with EagerEngine(base) as engine:
         labels = Labels.of(engine, [Prompt(text, adapter) for text in labels_of(adapter, judging).values()])
 
         def maps(some: Sequence[Image.Image]) -> np.ndarray:
-            latents = latents_of(engine, some)
-            plan = draws_of(engine, judging, latents)
-            return np.stack([in_pairs(labels.maps(z, plan)) for z in latents])
+            return np.stack([in_pairs(labels.maps(z, plan)) for z in latents_of(engine, some)])
 
         drawn = f"{judging.draws}-{judging.low:g}-{judging.high:g}-{judging.seed}"
         made, _ = staged(work / f"{name}-{steps}-{take.__name__}-{drawn}", images, EACH, maps)
     truth = np.minimum(np.arange(len(subjects)), len(known)).repeat(EACH)
-    return Measured(made, truth, base.spec.elements)
+    return Measured(in_turn(made, plan.t[::2].numpy(), judging.middle * length), truth, spec.elements)
 
 
 def fitted(seen: Sequence[Measured], odds: Odds) -> Odds:

@@ -70,7 +70,7 @@ def table(line: dict[str, Any]) -> str:
         f" (1/{times['seconds_alone_both_eager']:g} both on eager). Expected calibration error"
         f" {none['calibration_error']:.3f}; false alarms {none[found]['false_alarms']:.1%}."
     )
-    curves = {"as published": line["reference"]["curve"], **line["levers"]}
+    curves = {"as published": line["reference"]["curve"], **line.get("levers", {})}
     wide = max(map(len, curves.values()))
     levers = [[k, *(f"{r:.1%} ({e:.0f})" for e, r in c), *[""] * (wide - len(c))] for k, c in curves.items()]
     keys = ("labels", "steps", "evaluations", "reference_evaluations", "seconds_in_bulk")

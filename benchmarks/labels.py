@@ -308,20 +308,20 @@ def key(work: Work) -> dict[str, Any]:
 
 
 def alike(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that differ from the last one in nothing but the seed; the one with the numbers of labels first."""
+    """Those that differ from the last one in nothing but the seed; the first, which says more, before the others."""
     same = [line for line in lines if all(line[k] == lines[-1][k] for k in lines[-1] if k in KEYS)]
     return sorted(same, key=lambda line: "scaling" not in line)
 
 
-def result(work: Work, *, scaling: bool) -> dict[str, Any]:
-    """Everything that a line says beside."""
+def result(work: Work, *, first: bool) -> dict[str, Any]:
+    """Everything that a line says beside; the first seed's says what each lever brings and what more labels cost, too."""
     alone, (reference, theirs), (mine, labels) = part_timing(work), part_reference(work), part_ours(work)
     return {
         "adapters": [adapter.content_hash[:12] for adapter in work.adapters.values()], "reference": reference, "ours": mine,
         "seconds_alone": alone,
         "labels": {"truth": work.asked.truth.tolist(), "reference": theirs.tolist(), "ours": labels.tolist()},
-        "none": part_none(work), "levers": part_levers(work), "encoder": part_encoder(work),
-    } | ({"scaling": part_scaling(work)} if scaling else {})  # fmt: skip
+        "none": part_none(work), "encoder": part_encoder(work),
+    } | ({"levers": part_levers(work), "scaling": part_scaling(work)} if first else {})  # fmt: skip
 
 
 PARTS: dict[str, Callable[[Work], Any]] = {
@@ -366,7 +366,7 @@ def main() -> None:
             if given.only:
                 print(PARTS[given.only](work))
             elif given.quick or not any(line.items() >= key(work).items() for line in lines):
-                made.append(key(work) | result(work, scaling=seed == asked.seeds[0]))
+                made.append(key(work) | result(work, first=seed == asked.seeds[0]))
                 if not given.quick:
                     keep("labels", made[-1])
     if made:

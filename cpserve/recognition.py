@@ -6,6 +6,7 @@ out, and rows of many pictures share a UNet call. So an answer does not depend o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -51,12 +52,15 @@ class Judging:
 
 @dataclass(frozen=True)
 class Answer:
-    """A label with its probability, all probabilities by label (they sum to one), and the UNet evaluations spent."""
+    """A label with its probability, all probabilities by label (they sum to one), and what it took: UNet evaluations and its
+    share of the seconds, by evaluations, of the pictures that were judged together.
+    """
 
     label: str
     probability: float
     probabilities: dict[str, float]
     evaluations: int
+    seconds: float
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
@@ -113,11 +117,17 @@ def classify(
         EngineError: the engine's predictions are not finite.
     """
     judging = judging or Judging()
-    labels = list(labels_of(adapter, judging))
     with engine.at_work():
         parts = [images[start : start + ROWS] for start in range(0, len(images), ROWS)]
-        races = [race for part in parts for race in _raced(engine, part, adapter, judging)]
-    return [_answer(race, labels) for race in races]
+        return [answer for part in parts for answer in _judged(engine, part, adapter, judging)]
+
+
+def _judged(engine: Engine, images: Sequence[Image.Image], adapter: Adapter, judging: Judging) -> list[Answer]:
+    """The answers to pictures that share UNet calls."""
+    labels, began = list(labels_of(adapter, judging)), time.perf_counter()
+    races = _raced(engine, images, adapter, judging)
+    each = (time.perf_counter() - began) / sum(race.evaluations for race in races)
+    return [_answer(race, labels, each * race.evaluations) for race in races]
 
 
 def _raced(engine: Engine, images: Sequence[Image.Image], adapter: Adapter, judging: Judging) -> list[Race]:
@@ -162,6 +172,6 @@ def _maps(engine: Engine, bank: Tensor, slots: Tensor, latents: Tensor, asked: n
     return made
 
 
-def _answer(race: Race, labels: list[str]) -> Answer:
+def _answer(race: Race, labels: list[str], seconds: float) -> Answer:
     p = race.probabilities.tolist()
-    return Answer(labels[race.label], p[race.label], dict(zip(labels, p, strict=True)), race.evaluations)
+    return Answer(labels[race.label], p[race.label], dict(zip(labels, p, strict=True)), race.evaluations, seconds)

@@ -24,7 +24,7 @@ from cpserve.recognition import NONE, Judging, classify, draws_of, labels_of, la
 from tests.lessons import QUICK, learned
 
 BASE = "sd21"
-HEAD = b"picture,adapter,draws,error,label,evaluations,dog,cat,none of these\r\n"
+HEAD = b"picture,adapter,draws,error,label,evaluations,seconds,dog,cat,none of these\r\n"
 
 
 def noise(seed: int) -> Image.Image:
@@ -54,7 +54,7 @@ def assert_alike(one: bytes, other: bytes) -> None:
     """Equal but for a batch's rounding in the probabilities."""
     for row, wanted in zip(*(list(csv.reader(io.StringIO(t.decode()))) for t in (one, other)), strict=True):
         assert row[:6] == wanted[:6]
-        assert row[:1] == ["picture"] or np.allclose(np.float64(row[6:]), np.float64(wanted[6:]), atol=1e-3)
+        assert row[:1] == ["picture"] or np.allclose(np.float64(row[7:]), np.float64(wanted[7:]), atol=1e-3)
 
 
 def test_a_stopped_table_goes_on(place: Path, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -78,9 +78,9 @@ def test_a_table_is_never_lost(place: Path, folders: dict[str, Path], tmp_path: 
     table = tmp_path / "labels.csv"
     for content in (
         b"mine\r\n",
-        HEAD + b"a.png,pets@v9,2,0.02,dog,4,1,0,0\r\n",
-        HEAD + b"a.png,pets@v1,4,0.02,dog,4,1,0,0\r\n",
-        HEAD + b"a.png,pets@v1,2,0.05,dog,4,1,0,0\r\n",
+        HEAD + b"a.png,pets@v9,2,0.02,dog,4,0.1,1,0,0\r\n",
+        HEAD + b"a.png,pets@v1,4,0.02,dog,4,0.1,1,0,0\r\n",
+        HEAD + b"a.png,pets@v1,2,0.05,dog,4,0.1,1,0,0\r\n",
     ):
         table.write_bytes(content)
         assert "--resume" in run(place, folders, "--out", table, code=1)

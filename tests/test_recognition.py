@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.error_tables import Labels, in_pairs, in_turn, raced
+from cpserve.adapter import Adapter
 from cpserve.base import BaseModel
 from cpserve.elimination import NOISE_OF_WHOLE, Odds, Race, smoothed
 from cpserve.engines.eager import EagerEngine
@@ -21,6 +24,9 @@ from cpserve.prompts import Prompt
 from cpserve.recognition import Judging, classify, draws_of, labels_of, latents_of, middle_first
 from cpserve.score import Draw, draws, errors
 from tests.lessons import QUICK, learned
+from tests.tiny import make_adapter
+
+DECIDED = (Judging(draws=12, error=0.45, none=False), Judging(draws=12, error=0.1))
 
 
 def test_draws_are_spread_and_antithetic() -> None:
@@ -155,35 +161,50 @@ def noise(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8))
 
 
-def test_answers_do_not_depend_on_the_batch(bases: dict[str, BaseModel], tmp_path: Path) -> None:
+def outspoken(base: BaseModel) -> Adapter:
+    """Three concepts whose words change every prediction, so that pictures need different numbers of evaluations."""
+    adapter = make_adapter(base.spec, 1, ("<dog>", "<cat>", "<rex>"))
+    return replace(adapter, lora={n: factor * 1000 if "lora_B" in n else factor for n, factor in adapter.lora.items()})
+
+
+@pytest.mark.parametrize("judging", DECIDED)
+def test_answers_do_not_depend_on_the_batch(bases: dict[str, BaseModel], judging: Judging) -> None:
     """With elimination on, a picture has the same label, evaluations and nearly the same probabilities alone and among others."""
-    base = bases["sd21"]
-    adapter = learned(base, tmp_path, QUICK, "dog", "cat", "rex")
-    images = [noise(seed) for seed in range(5)]
-    judging = Judging(draws=12, error=0.2)
-    with EagerEngine(base) as engine:
+    adapter, images = outspoken(bases["sd21"]), [noise(seed) for seed in range(8)]
+    with EagerEngine(bases["sd21"]) as engine:
         together = classify(engine, images, adapter, judging)
         alone = [classify(engine, [image], adapter, judging)[0] for image in images]
     for one, other in zip(together, alone, strict=True):
         assert (one.label, one.evaluations) == (other.label, other.evaluations)
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-2)
-    assert any(a.evaluations < 12 * 4 for a in together)
+    assert len({a.evaluations for a in together}) > 2
 
 
-def test_a_table_of_maps_is_judged_as_pictures_are(bases: dict[str, BaseModel], tmp_path: Path) -> None:
+def test_seconds_are_shared_by_evaluations(bases: dict[str, BaseModel]) -> None:
+    """Pictures judged together share the seconds that they took, and an evaluation costs the same in each."""
+    with EagerEngine(bases["sd21"]) as engine:
+        began = time.perf_counter()
+        answers = classify(engine, [noise(seed) for seed in range(8)], outspoken(bases["sd21"]), DECIDED[0])
+        took = time.perf_counter() - began
+    assert 0 < sum(a.seconds for a in answers) <= took
+    each = answers[0].seconds / answers[0].evaluations
+    assert [a.seconds for a in answers] == pytest.approx([each * a.evaluations for a in answers])
+
+
+@pytest.mark.parametrize("judging", DECIDED)
+def test_a_table_of_maps_is_judged_as_pictures_are(bases: dict[str, BaseModel], judging: Judging) -> None:
     """What benchmarks make of all error maps is what `classify` says that measures only those that it needs."""
-    base = bases["sd21"]
-    adapter = learned(base, tmp_path, QUICK, "dog", "cat", "rex")
-    images, judging = [noise(seed) for seed in range(4)], Judging(draws=12, error=0.2)
-    length = base.spec.schedule.steps
+    base, images = bases["sd21"], [noise(seed) for seed in range(8)]
+    adapter, length = outspoken(base), base.spec.schedule.steps
+    prompts = labels_of(adapter, replace(judging, none=True)).values()
     with EagerEngine(base) as engine:
         answers = classify(engine, images, adapter, judging)
-        labels = Labels.of(engine, [Prompt(text, adapter) for text in labels_of(adapter, judging).values()])
+        labels = Labels.of(engine, [Prompt(text, adapter) for text in prompts])
         latents = latents_of(engine, images)
         plan = draws(judging.seed, 6, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
         tables = np.stack([in_pairs(labels.maps(latent, plan)) for latent in latents])
         for answer, looks in zip(answers, in_turn(tables, plan.t[::2].numpy(), judging.middle * length), strict=True):
-            race = raced(looks, engine.spec.elements, 0.2, none=True)
+            race = raced(looks, engine.spec.elements, judging.error, none=judging.none)
             assert race.evaluations == answer.evaluations
             assert race.probabilities == pytest.approx(list(answer.probabilities.values()), abs=1e-3)
 

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from cpserve.recognition import Answer, Judging
 
 Labelled = list[tuple[str, "Answer"]]
-FIXED = ("picture", "adapter", "draws", "error", "label", "evaluations")  # the probability of every label follows
+FIXED = (
+    "picture",
+    "adapter",
+    "draws",
+    "error",
+    "label",
+    "evaluations",
+    "seconds",
+)  # the probability of every label follows
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ class LabelTable:
                     *self.maker,
                     a.label,
                     a.evaluations,
+                    f"{a.seconds:.3f}",
                     *(f"{a.probabilities[label]:.6f}" for label in self.labels),
                 )
                 for where, a in labelled
@@ -90,9 +99,9 @@ class LabelTable:
     def _answer(self, row: Sequence[str]) -> Answer:
         from cpserve.recognition import Answer
 
-        _, _, _, _, label, spent, *chances = row
+        _, _, _, _, label, spent, seconds, *chances = row
         p = dict(zip(self.labels, map(float, chances), strict=True))
-        return Answer(label, p[label], p, int(spent))
+        return Answer(label, p[label], p, int(spent), float(seconds))
 
 
 def _lines(rows: Sequence[Sequence[object]]) -> bytes:

@@ -114,13 +114,20 @@ def classify(
     value = {
         "adapter": name,
         "pictures": [
-            {"picture": path, "label": a.label, "probabilities": a.probabilities, "evaluations": a.evaluations}
+            {
+                "picture": path,
+                "label": a.label,
+                "probabilities": a.probabilities,
+                "evaluations": a.evaluations,
+                "seconds": a.seconds,
+            }
             for path, a in labelled
         ],
         "refused": refused,
     }
-    rows = [(path, a.label, f"{a.probability:.3f}") for path, a in labelled]
-    emit(value, table(("picture", "label", "probability"), rows), as_json=common.json)
+    rows = [(path, a.label, f"{a.probability:.3f}", a.evaluations, f"{a.seconds:.2f}") for path, a in labelled]
+    head = ("picture", "label", "probability", "evaluations", "seconds")
+    emit(value, table(head, rows), as_json=common.json)
     if refused:
         ctx.exit(1)
 

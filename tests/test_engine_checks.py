@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cpserve import prompts
 from cpserve.base import BaseModel
@@ -16,10 +18,11 @@ from cpserve.engines.eager import EagerEngine
 from cpserve.engines.ort import OrtEngine
 from cpserve.errors import EngineError
 from cpserve.prompts import Prompt
+from cpserve.recognition import Judging, classify
 from cpserve.sample import dpm_solver, guided, starting_noise
 from tests import plain
 from tests.retarget import openvino, retarget
-from tests.tiny import make_adapter
+from tests.tiny import make_adapter, outspoken
 
 NOISE = (4, 8, 8)
 
@@ -212,3 +215,15 @@ def test_open_engine_refuses_what_it_cannot_open() -> None:
         with pytest.raises(EngineError) as refused:
             open_engine(engine=kind)
         assert refused.value.hint
+
+
+def test_every_engine_gives_the_same_answers(engine: Engine, base: BaseModel) -> None:
+    """A picture has torch's label, evaluations and, to 1e-2, probabilities, whichever engine predicts."""
+    adapter, judging = outspoken(base.spec), Judging(draws=6, error=0.1)
+    noise = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
+    images = [Image.fromarray(pixels) for pixels in noise]
+    with EagerEngine(base) as eager:
+        wanted = classify(eager, images, adapter, judging)
+    for one, other in zip(classify(engine, images, adapter, judging), wanted, strict=True):
+        assert (one.label, one.evaluations) == (other.label, other.evaluations)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-2)

@@ -15,16 +15,14 @@ from safetensors.torch import save_file
 from cpserve.base import BaseModel, load_base
 from cpserve.drawing import Drawing, draw_latents
 from cpserve.engines.eager import EagerEngine
-from cpserve.engines.ort import OrtEngine
 from cpserve.errors import BaseModelError, EngineError
 from cpserve.prompts import Prompt
-from cpserve.recognition import Judging, classify
 from cpserve.sample import starting_noise
 from export.build import plan_export
 from export.merged import Lora, merge
 from export.target import Target
 from tests import plain
-from tests.lessons import QUICK, concept, learned
+from tests.lessons import QUICK, learned
 from tests.tiny import POOLED, SDXL, make_adapter, write_pipeline
 from trainer import METHODS
 from trainer.lora import start_token
@@ -116,19 +114,6 @@ def test_a_full_basis_freezes_earlier_prompts(bases: dict[str, BaseModel], tmp_p
     ]
     assert changes[0] < 1e-5
     assert changes[1] > 1e-3
-
-
-def test_a_bundle_recognises_as_torch_does(
-    bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path: Path
-) -> None:
-    """A compiled bundle gives each picture torch's label, evaluations and, to 1e-3, probabilities."""
-    adapter = learned(bases["sdxl"], tmp_path, QUICK, "dog", "cat")
-    images = [picture.image for name in (0, 1) for picture in concept("any", name).pictures]
-    with EagerEngine(bases["sdxl"]) as eager, OrtEngine(bundles["sdxl"], threads=1) as compiled:
-        ours, theirs = (classify(e, images, adapter, Judging(draws=4)) for e in (compiled, eager))
-    for one, other in zip(ours, theirs, strict=True):
-        assert (one.label, one.evaluations) == (other.label, other.evaluations)
-        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-3)
 
 
 def test_half_precision_is_within_its_tolerance(bases: dict[str, BaseModel], tmp_path: Path) -> None:

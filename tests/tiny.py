@@ -203,3 +203,9 @@ def make_adapter(spec: BaseSpec, seed: int, tokens: tuple[str, ...] = ("<dog>",)
     )
     manifest = Manifest(base=spec.entry, concepts=concepts, method="random")
     return Adapter(manifest, lora, embeddings, text_widths=spec.text_widths)
+
+
+def outspoken(spec: BaseSpec) -> Adapter:
+    """Three concepts whose words change every prediction, so that pictures need different numbers of evaluations to be told."""
+    adapter = make_adapter(spec, 1, ("<dog>", "<cat>", "<rex>"))
+    return replace(adapter, lora={n: factor * 100 if "lora_B" in n else factor for n, factor in adapter.lora.items()})

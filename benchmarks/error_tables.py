@@ -235,7 +235,7 @@ def in_pairs(maps: np.ndarray) -> np.ndarray:
 
 def in_turn(maps: np.ndarray, t: np.ndarray, middle: float) -> np.ndarray:
     """Maps `[P,pairs,2,...]` at `t [pairs]` as `[P,D,...]`, in the order in which `classify` sees them."""
-    order = middle_first(torch.from_numpy(t).repeat_interleave(2), middle).numpy()
+    order = middle_first(torch.from_numpy(t), middle).numpy()
     return maps.reshape(len(maps), -1, *maps.shape[3:])[:, order]
 
 

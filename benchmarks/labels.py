@@ -366,7 +366,7 @@ def main() -> None:
             if given.only:
                 print(PARTS[given.only](work))
             elif given.quick or not any(line.items() >= key(work).items() for line in lines):
-                made.append(key(work) | result(work, first=seed == asked.seeds[0]))
+                made.append(key(work) | result(work, first=seed == Asked.seeds[0]))
                 if not given.quick:
                     keep("labels", made[-1])
     if made:

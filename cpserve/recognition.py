@@ -46,7 +46,7 @@ class Judging:
 
     @property
     def middle(self) -> float:
-        """The timestep that tells most, as a share of the schedule's length (LOG.md)."""
+        """Where draws begin, as a share of the schedule's length: it tells labels and "none of these" apart soonest (LOG.md)."""
         return (self.low + self.high) / 2
 
 
@@ -92,14 +92,14 @@ def draws_of(engine: Engine, judging: Judging, latents: Tensor) -> Draw:
     length, pairs = engine.spec.schedule.steps, -(-judging.draws // 2)
     plan = draws(judging.seed, pairs, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
     if not judging.whole:  # which looks at both signs of the noise at once
-        order = middle_first(plan.t, judging.middle * length)
+        order = middle_first(plan.t[::2], judging.middle * length)
         plan = Draw(plan.t[order], plan.noise[order])
     return Draw(plan.t[: judging.draws], plan.noise[: judging.draws]).to(latents.device)
 
 
 def middle_first(t: Tensor, middle: float) -> Tensor:
-    """Indices `[D]` of `score.draws` at `t [D]` from the timesteps that tell most outwards; opposite noise comes after them all."""
-    nearest = 2 * (t[::2] - middle).abs().argsort(stable=True)
+    """Indices `[2 * pairs]` of `score.draws` at `t [pairs]`, from the middle outwards; opposite noise comes after them all."""
+    nearest = 2 * (t - middle).abs().argsort(stable=True)
     return torch.cat([nearest, nearest + 1])
 
 
@@ -117,17 +117,14 @@ def classify(
         EngineError: the engine's predictions are not finite.
     """
     judging = judging or Judging()
+    labels, answers = list(labels_of(adapter, judging)), list[Answer]()
     with engine.at_work():
-        parts = [images[start : start + ROWS] for start in range(0, len(images), ROWS)]
-        return [answer for part in parts for answer in _judged(engine, part, adapter, judging)]
-
-
-def _judged(engine: Engine, images: Sequence[Image.Image], adapter: Adapter, judging: Judging) -> list[Answer]:
-    """The answers to pictures that share UNet calls."""
-    labels, began = list(labels_of(adapter, judging)), time.perf_counter()
-    races = _raced(engine, images, adapter, judging)
-    each = (time.perf_counter() - began) / sum(race.evaluations for race in races)
-    return [_answer(race, labels, each * race.evaluations) for race in races]
+        for start in range(0, len(images), ROWS):
+            began = time.perf_counter()
+            races = _raced(engine, images[start : start + ROWS], adapter, judging)
+            each = (time.perf_counter() - began) / sum(race.evaluations for race in races)
+            answers += [_answer(race, labels, each * race.evaluations) for race in races]
+    return answers
 
 
 def _raced(engine: Engine, images: Sequence[Image.Image], adapter: Adapter, judging: Judging) -> list[Race]:

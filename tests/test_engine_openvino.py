@@ -35,9 +35,11 @@ def bundle(bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path_facto
     return retarget(bases["sd21"], bundles["sd21"], tmp_path_factory.mktemp("openvino") / "bundle", target)
 
 
-@pytest.mark.parametrize("fixed", [(), (1,), (2,), (3, 8), (1, 2, 4, 8)])
+@pytest.mark.parametrize(
+    ("fixed", "streams"),
+    [((), 1), ((1,), 1), ((2,), 1), ((3, 8), 1), ((1, 2, 4, 8), 1), ((1,), 2), ((1, 2, 4, 8), 2), ((1, 2), 3)],
+)
 @pytest.mark.parametrize("rows", [1, 2, 7, 31])
-@pytest.mark.parametrize("streams", [1, 2])
 def test_turns_hold_every_row_once(rows: int, fixed: tuple[int, ...], streams: int) -> None:
     """Slices follow each other without gap, as long as one compiled count once filled, and no stream waits while rows are left."""
     numbers, seen = torch.arange(rows), 0
@@ -47,6 +49,8 @@ def test_turns_hold_every_row_once(rows: int, fixed: tuple[int, ...], streams: i
         assert not fixed or len(filled(numbers[cut[0]], fixed)) in fixed
         if 1 in fixed:
             assert len(cut) == min(streams, rows - seen)
+        if reached := [count for count in fixed if count * len(cut) <= rows - seen]:
+            assert cut[0].stop - cut[0].start == reached[-1]
         seen = cut[-1].stop
     assert seen == rows
 
@@ -104,13 +108,13 @@ def test_a_result_outlives_the_next_call(bundle: Path) -> None:
 
 def test_streams_do_not_mix_rows(bundle: Path) -> None:
     """Slices of a call that run at the same time give each row what it gives alone, time after time."""
-    z = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    t, kinds = torch.tensor([900.0, 500.0, 20.0, 3.0]), ["a dog", "a cat", "a red bowl", ""]
+    z = torch.randn(7, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, kinds = torch.tensor([900.0, 500, 20, 3, 300, 700, 100]), ["a dog", "a cat", "a red bowl", "", "a", "b", "c"]
     with OpenvinoEngine(bundle, threads=2) as engine:
         assert engine.streams == 2
         bank, slot = engine.bank.packed([Prompt(kind) for kind in kinds])
-        alone = torch.cat([engine.denoise(z[i : i + 1], t[i : i + 1], bank, slot[i : i + 1]) for i in range(4)])
-        for order in ([0, 1, 2, 3], [3, 1, 0, 2]) * 10:
+        alone = torch.cat([engine.denoise(z[i : i + 1], t[i : i + 1], bank, slot[i : i + 1]) for i in range(7)])
+        for order in ([0, 1, 2, 3, 4, 5, 6], [3, 1, 6, 5, 0, 2, 4]) * 10:
             found = engine.denoise(z[order], t[order], bank, slot[order])
             torch.testing.assert_close(found, alone[order], atol=parity.LIMITS[engine.precision], rtol=0)
 

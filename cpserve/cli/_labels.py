@@ -92,7 +92,7 @@ class LabelTable:
             adapter, draws, error = self.maker
             raise CpserveError(
                 f"{self.path} is no table of what {adapter} said of pictures in {draws} draws at an error of {error}",
-                hint="choose another --out, or the --adapter, --draws and --error that it was made with",
+                hint="choose another --out, or the --adapter, --draws and --error (or the cpserve) that it was made with",
             )
         return answers
 

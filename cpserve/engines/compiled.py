@@ -9,7 +9,6 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from math import ceil
 from pathlib import Path
 
 import torch
@@ -120,15 +119,15 @@ def turns(rows: int, fixed: Shape, streams: int = 1) -> Iterator[list[slice]]:
     """`rows` cut into slices, and which of them run at the same time, one a stream: equal ones, lest a stream waits, of the largest
     of the `fixed` counts (ascending) that all of them reach. The last rows may be too few for all streams.
 
-    With powers of two no row is computed in vain.
+    With 1 among the counts, which more than one stream needs, no row is computed in vain.
     """
     start = 0
     while start < rows:
         left = rows - start
         at_once = min(streams, left)
-        count = max((n for n in fixed if n * at_once <= left), default=ceil(left / at_once))
-        stop = min(start + at_once * count, rows)
-        yield [slice(i, min(i + count, stop)) for i in range(start, stop, count)]
+        count = max((n for n in fixed if n * at_once <= left), default=left)
+        stop = start + at_once * count
+        yield [slice(i, i + count) for i in range(start, stop, count)]
         start = stop
 
 

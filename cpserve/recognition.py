@@ -46,7 +46,7 @@ class Judging:
 
     @property
     def middle(self) -> float:
-        """Where draws begin, as a share of the schedule's length: it tells labels and "none of these" apart soonest (LOG.md)."""
+        """Where draws begin, as a share of the schedule's length: later ones tell labels apart sooner, but not "none" (LOG.md)."""
         return (self.low + self.high) / 2
 
 

@@ -16,15 +16,8 @@ if TYPE_CHECKING:
     from cpserve.recognition import Answer, Judging
 
 Labelled = list[tuple[str, "Answer"]]
-FIXED = (
-    "picture",
-    "adapter",
-    "draws",
-    "error",
-    "label",
-    "evaluations",
-    "seconds",
-)  # the probability of every label follows
+# the probability of every label follows
+FIXED = ("picture", "adapter", "draws", "error", "label", "evaluations", "seconds")
 
 
 @dataclass(frozen=True)

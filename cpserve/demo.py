@@ -34,7 +34,6 @@ _HEAD = """<!doctype html><meta charset=utf-8><title>cpserve demo</title><style>
 body{font:15px sans-serif;max-width:70em;margin:2em auto}
 figure{display:inline-block;margin:4px;text-align:center;font-size:12px}
 img{width:96px;image-rendering:pixelated}</style>"""
-ADAPTER = "demo"
 EACH = 6
 
 
@@ -65,7 +64,8 @@ def run_demo(
     say: Callable[[str], None],
     progress: Callable[[str, Progress], None] | None = None,
 ) -> Told:
-    """Run it all; `examples` holds `<name>.zip` to teach from and `unseen/<name>/*.jpg` to judge by.
+    """Run it all; `examples` holds `<name>.zip` to teach from and `unseen/<name>/*.jpg` to judge by. What `store` holds of a
+    run at as many steps that was stopped is gone on with.
 
     Raises:
         CpserveError: there are no examples, or a step fails.
@@ -84,11 +84,11 @@ def run_demo(
             f"there are no unseen pictures of {missing[0]}", hint=f"put some into {examples}/unseen/{missing[0]}"
         )
     base = load_base()
-    for path in zips:
-        say(f"teaching {path.stem} from {path}")
-        [learned] = learn(base, [read_concept(path)], store, ADAPTER, settings, restart=True, progress=progress)
-        say(f"  {ADAPTER}@v{learned.version.manifest.version}")
-    adapter = head_adapter(store, ADAPTER, base, settings.method)
+    concepts, name = [read_concept(path) for path in zips], f"demo-{settings.steps}-steps"
+    say(f"teaching {', '.join(c.name for c in concepts)} to {name}")
+    for learned in learn(base, concepts, store, name, settings, resume=True, progress=progress):
+        say(f"  {learned.version}  learned {learned.concept}")
+    adapter = head_adapter(store, name, base, settings.method)
     names = [c.name for c in adapter.manifest.concepts]
     with EagerEngine(base) as engine:
         say("drawing every concept")
@@ -112,7 +112,7 @@ def run_demo(
         seconds=round(time.monotonic() - began, 1),
         report=str(out / "report.html"),
     )
-    taught = {path.stem: [p.image for p in read_concept(path).pictures] for path in zips}
+    taught = {concept.name: [p.image for p in concept.pictures] for concept in concepts}
     _story(taught, drawn).save(out / "story.png")
     (out / "report.html").write_text(
         _page(told, taught, drawn, again, list(zip(unseen, pictures, answers, strict=True))), encoding="utf-8"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cpserve.cli._border import writing
+from cpserve.cli._border import when_stopped, writing
 from cpserve.cli._common import Common, common_options, examples
 from cpserve.cli._show import reporting
 
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 def demo(common: Common, out: Path, taught: Path, steps: int | None) -> None:
     """Teach three example concepts, draw and recognise them, export to ONNX, draw again; write one page about it.
 
-    The last line is one JSON object.
+    Stopped, it goes on where it was. The last line is one JSON object.
     """
     from adapter_store import Store
     from cpserve.demo import run_demo
@@ -47,9 +46,10 @@ def demo(common: Common, out: Path, taught: Path, steps: int | None) -> None:
 
     common.set_threads()
     settings = Settings() if steps is None else Settings(steps=steps)
-    with writing(out), reporting() as report:
+    kept = "what was learned so far is kept; the same command goes on with it"
+    with writing(out), reporting() as report, when_stopped(kept):
         out.mkdir(parents=True, exist_ok=True)
-        store = common.store if common.root else Store(Path(tempfile.mkdtemp(prefix="store-", dir=out)))
+        store = common.store if common.root else Store(out / "store")
 
         def told(concept: str, at: Progress) -> None:
             report(f"learning {concept}", at.step, at.steps, f"loss {at.loss:.4f}")

@@ -12,15 +12,10 @@ signs of the noise apart: what a judge would have seen who drew fewer, elsewhere
 
 from __future__ import annotations
 
-import json
-import os
-import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,7 +28,6 @@ from cpserve.prompts import Prompt
 from cpserve.recognition import ROWS, Judging, latents_of, middle_first
 from cpserve.score import Draw, draws
 
-Item = TypeVar("Item")
 BINS, RESAMPLED = 15, 10_000
 Curve = list[tuple[float, float]]
 """(UNet evaluations a picture, accuracy), by rising evaluations."""
@@ -271,65 +265,3 @@ def interval(values: np.ndarray) -> list[float]:
     drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLED, len(values)))
     low, high = np.quantile(values[drawn].mean(1), (0.025, 0.975)).round(4).tolist()
     return [low, high]
-
-
-def staged(
-    folder: Path, items: Sequence[Item], size: int, work: Callable[[Sequence[Item]], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """`work` on `size` items at a time, joined along the first axis, and the seconds of each item.
-
-    Each part is written to `folder` as soon as it is made, and what lies there is not made again.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(items), size)
-    todo = [start for start in starts if not (folder / f"{start:05}.npz").exists()]
-    progress = Progress(folder.name.rpartition("-")[0], len(starts), len(starts) - len(todo))
-    for start in todo:
-        part, began = items[start : start + size], time.perf_counter()
-        made = work(part)
-        each = np.full(len(part), (time.perf_counter() - began) / len(part))
-        partial = folder / f"{start:05}.partial"
-        with partial.open("wb") as stream:
-            np.savez(stream, made=made, seconds=each)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(folder / f"{start:05}.npz")
-        progress.step()
-    parts = []
-    for start in starts:
-        with np.load(folder / f"{start:05}.npz") as file:
-            parts.append((file["made"], file["seconds"]))
-    made, seconds = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return made, seconds
-
-
-class Progress:
-    """Lines such as `reference-0: 120/600, 4 h 10 min left`, at most one in `EVERY_S` seconds."""
-
-    EVERY_S = 10.0
-
-    def __init__(self, what: str, total: int, done: int = 0) -> None:
-        self.what, self.total, self.done = what, total, done
-        self._had, self._began, self._told = done, time.monotonic(), -self.EVERY_S
-
-    def step(self) -> None:
-        self.done += 1
-        now = time.monotonic()
-        if now - self._told < self.EVERY_S and self.done < self.total:
-            return
-        self._told = now
-        left = int((now - self._began) / (self.done - self._had) * (self.total - self.done))
-        words = f"{left // 3600} h {left // 60 % 60} min" if left >= 3600 else f"{left // 60} min {left % 60} s"
-        print(f"{self.what}: {self.done}/{self.total}, {words} left", flush=True)
-
-
-def once(file: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Made once, then read from `file`."""
-    if not file.exists():
-        made = make()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(made))
-        partial.replace(file)
-    found: dict[str, float] = json.loads(file.read_text())
-    return found

@@ -22,8 +22,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 from adapter_store import Store
-from benchmarks.error_tables import Labels, Progress, Published, staged
+from benchmarks.error_tables import Labels, Published
 from benchmarks.forgetting_runs import LEARNING, sources
+from benchmarks.staged import Progress, staged
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture

@@ -15,7 +15,8 @@ the threshold at 5 % false alarms is fitted on further pictures of the known con
 of rivals taking turns. The levers are judged from one table of errors. Beside ours: Lite0's nearest class mean.
 
 Everything learned and measured is kept in `--work` by what it depends on (base, settings, seed, labels, code that judges): a
-killed run goes on where it was. Each seed is one line in `results/labels.jsonl`, and one that stands there is not run again.
+killed run goes on where it was, and the same part run in two terminals is shared between them. Each seed is one line in
+`results/labels.jsonl`, and one that stands there is not run again.
 
     python tools/emoji64/sources.py && python tools/emoji64/render.py     # the drawings, once
     python benchmarks/labels.py [--engine openvino] # hours; most of them the reference's
@@ -53,11 +54,11 @@ from benchmarks.error_tables import (
     accuracy,
     calibration_error,
     found_at,
-    once,
 )
 from benchmarks.label_table import table, together
 from benchmarks.label_work import NEVER_TAUGHT, QUICK, ROOT, TAUGHT, Asked, Images, Work, pictures, subjects
 from benchmarks.lite0 import JUDGE, likeness, lite0_layout
+from benchmarks.staged import once
 from benchmarks.timing import RESULTS, interleaved, keep, medians
 from cpserve.adapter import Adapter
 from cpserve.engine import Engine

@@ -85,7 +85,9 @@ def run_demo(
         )
     base = load_base()
     concepts, name = [read_concept(path) for path in zips], f"demo-{settings.steps}-steps"
+    before = [c.name for c in head_adapter(store, name, base, settings.method).manifest.concepts]
     say(f"teaching {', '.join(c.name for c in concepts)} to {name}")
+    say(f"  learned before, in {store.root}: {', '.join(before)}" if before else f"  kept in {store.root}")
     for learned in learn(base, concepts, store, name, settings, resume=True, progress=progress):
         say(f"  {learned.version}  learned {learned.concept}")
     adapter = head_adapter(store, name, base, settings.method)

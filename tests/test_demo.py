@@ -46,6 +46,7 @@ def test_a_stopped_demo_goes_on_where_it_was(
     first = store.version("demo-2-steps").pin
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
+    assert f"learned before, in {store.root}: rocket" in done.stderr
     told = json.loads(done.stdout)
     assert (told["concepts"], told["dc_pictures"]) == (2, 4)
     assert told["largest_pixel_difference"] < 3

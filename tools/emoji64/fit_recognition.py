@@ -23,7 +23,8 @@ from sources import WORK
 from write_model import SHIPPED
 
 from adapter_store import Store
-from benchmarks.error_tables import Labels, calibration_error, found_at, in_pairs, in_turn, raced, staged
+from benchmarks.error_tables import Labels, calibration_error, found_at, in_pairs, in_turn, raced
+from benchmarks.staged import staged
 from cpserve import load_base
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel

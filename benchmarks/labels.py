@@ -117,9 +117,11 @@ def ours(work: Work, engine: Engine, adapter: Adapter, judging: Judging, what: s
 
 
 def part_taught(work: Work) -> list[str]:
-    """All sequences; the adapters' content hashes."""
-    longest = work.taught(work.asked.seeds[0], max(work.asked.labels), work.asked.label_steps)
-    return [adapter.content_hash[:12] for adapter in (*work.adapters.values(), longest)]
+    """All sequences, the first seed's for more labels, too; the adapters' content hashes."""
+    asked, taught = work.asked, [*work.adapters.values()]
+    if asked.seeds[0] == Asked.seeds[0]:
+        taught.append(work.taught(asked.seeds[0], max(asked.labels), asked.label_steps))
+    return [adapter.content_hash[:12] for adapter in taught]
 
 
 def part_reference(work: Work) -> tuple[dict[str, Any], np.ndarray]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
@@ -168,7 +169,14 @@ class Work:
         """The adapter that has learned the first `count` subjects in sequence."""
         settings = self.settings(seed, steps)
         folder = self.folder(f"taught-{settings.steps}-{seed}", settings=settings.dump(), sources=sources(LEARNING))
-        store = Store(folder)
+        store, lock = Store(folder), folder.with_suffix(".lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):  # one process teaches, and who else needs it waits
+            self._teach(store, seed, count, settings)
+        version = store.version(f"labels@v{count}")
+        return Adapter.read(version.manifest, version.read)
+
+    def _teach(self, store: Store, seed: int, count: int, settings: Settings) -> None:
         done = min(store.head("labels"), count)
         progress = Progress(f"teaching, seed {seed}, {settings.steps} steps", count, done)
         for number in range(done, count):
@@ -178,13 +186,11 @@ class Work:
                 start = Adapter.read(version.manifest, version.read, for_training=True)
             images = pictures(subjects()[number], seed, "taught", TAUGHT)
             concept = Concept(f"thing{number}", tuple(Picture(f"{i}.jpg", image) for i, image in enumerate(images)))
-            record = Record(folder / f"run-{number}")
+            record = Record(store.root / f"run-{number}")
             adapter = learn(self.base, concept, start, settings, record, resume=True)
             store.commit("labels", adapter.files(), adapter.manifest, expected_head=number)
             record.delete()
             progress.step()
-        version = store.version(f"labels@v{count}")
-        return Adapter.read(version.manifest, version.read)
 
     def images(self, seed: int, purpose: str = "asked", of: Sequence[Subject] = ()) -> Images:
         return [p for subject in of or self.asked.known for p in pictures(subject, seed, purpose, self.asked.each)]

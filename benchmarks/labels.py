@@ -15,8 +15,8 @@ the threshold at 5 % false alarms is fitted on further pictures of the known con
 of rivals taking turns. The levers are judged from one table of errors. Beside ours: Lite0's nearest class mean.
 
 Everything learned and measured is kept in `--work` by what it depends on (base, settings, seed, labels, code that judges): a
-killed run goes on where it was, and the same part run in two terminals is shared between them. Each seed is one line in
-`results/labels.jsonl`, and one that stands there is not run again.
+killed run goes on where it was, and two terminals share the work (each is then slower, which its seconds in bulk show). Each
+seed is one line in `results/labels.jsonl`, and one that stands there is not run again.
 
     python tools/emoji64/sources.py && python tools/emoji64/render.py     # the drawings, once
     python benchmarks/labels.py [--engine openvino] # hours; most of them the reference's
@@ -310,6 +310,15 @@ def key(work: Work) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def kept() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
+
+
+def stands(work: Work) -> bool:
+    """Whether there is a line of this work already, from another process perhaps."""
+    return any(line.items() >= key(work).items() for line in kept())
+
+
 def alike(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those that differ from the last one in nothing but the seed; the first, which says more, before the others."""
     same = [line for line in lines if all(line[k] == lines[-1][k] for k in lines[-1] if k in KEYS)]
@@ -358,9 +367,8 @@ def main() -> None:
     arguments.add_argument("--quick", action="store_true")
     arguments.add_argument("--table", action="store_true")
     given = arguments.parse_args()
-    lines = [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
     if given.table:
-        print(table(together(alike(lines))))
+        print(table(together(alike(kept()))))
         return
     asked, base = asked_of(given), cpserve.load_base(given.base or Asked.base)
     made = []
@@ -368,12 +376,12 @@ def main() -> None:
         with closing(Work(given.work, replace(asked, seeds=(seed,)), base)) as work:
             if given.only:
                 print(PARTS[given.only](work))
-            elif given.quick or not any(line.items() >= key(work).items() for line in lines):
+            elif given.quick or not stands(work):
                 made.append(key(work) | result(work, first=seed == Asked.seeds[0]))
-                if not given.quick:
+                if not (given.quick or stands(work)):
                     keep("labels", made[-1])
     if made:
-        print(table(together(made if given.quick else alike([*lines, *made]))))
+        print(table(together(made if given.quick else alike(kept()))))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 import json
@@ -10,18 +11,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from cpserve.adapter import Adapter
 from cpserve.base import load_base
-from cpserve.concept import read_concept
+from cpserve.concept import Concept, read_concept
 from cpserve.drawing import Drawing, Drawn, generate
 from cpserve.engine import Engine, open_engine
 from cpserve.engines.eager import EagerEngine
-from cpserve.errors import CpserveError, first_line
+from cpserve.errors import CpserveError
 from cpserve.learning import head_adapter, learn
 from cpserve.prompts import Prompt
 from cpserve.recognition import NONE, Answer, Judging, classify
@@ -64,8 +65,8 @@ def run_demo(
     say: Callable[[str], None],
     progress: Callable[[str, Progress], None] | None = None,
 ) -> Told:
-    """Run it all; `examples` holds `<name>.zip` to teach from and `unseen/<name>/*.jpg` to judge by. What `store` holds of a
-    run at as many steps that was stopped is gone on with.
+    """Run it all; `examples` holds `<name>.zip` to teach from and the folders `unseen/<name>` of pictures to judge by. What
+    `store` holds of a run with the same pictures and steps that was stopped is gone on with.
 
     Raises:
         CpserveError: there are no examples, or a step fails.
@@ -78,26 +79,21 @@ def run_demo(
         raise CpserveError(
             f"there are no example zips in {examples}", hint="run it in a checkout, or name a folder: --examples DIR"
         )
-    missing = [path.stem for path in zips if not list((examples / "unseen" / path.stem).glob("*.jpg"))]
-    if missing:
-        raise CpserveError(
-            f"there are no unseen pictures of {missing[0]}", hint=f"put some into {examples}/unseen/{missing[0]}"
-        )
-    base = load_base()
-    concepts, name = [read_concept(path) for path in zips], f"demo-{settings.steps}-steps"
+    concepts = [read_concept(path) for path in zips]
+    kept_aside = [read_concept(examples / "unseen" / path.stem) for path in zips]
+    base, name = load_base(), _name(concepts, settings)
     before = [c.name for c in head_adapter(store, name, base, settings.method).manifest.concepts]
     say(f"teaching {', '.join(c.name for c in concepts)} to {name}")
     say(f"  learned before, in {store.root}: {', '.join(before)}" if before else f"  kept in {store.root}")
     for learned in learn(base, concepts, store, name, settings, resume=True, progress=progress):
         say(f"  {learned.version}  learned {learned.concept}")
     adapter = head_adapter(store, name, base, settings.method)
-    names = [c.name for c in adapter.manifest.concepts]
     with EagerEngine(base) as engine:
         say("drawing every concept")
         drawn = _draw(engine, adapter)
         say("recognising pictures never seen")
-        unseen = [(name, path) for name in names for path in sorted((examples / "unseen" / name).glob("*.jpg"))]
-        pictures = [_read(path) for _, path in unseen]
+        unseen = [(concept.name, picture.image) for concept in kept_aside for picture in concept.pictures]
+        pictures = [image for _, image in unseen]
         answers = classify(engine, pictures, adapter)
         among = classify(engine, pictures, adapter, Judging(none=False))
     say("exporting to ONNX and drawing again from the bundle")
@@ -106,7 +102,7 @@ def run_demo(
         again = _draw(engine, adapter)
     right = [answer.label == name for answer, (name, _) in zip(among, unseen, strict=True)]
     told = Told(
-        concepts=len(names),
+        concepts=len(concepts),
         dc_accuracy=round(float(np.mean(right)), 4),
         dc_pictures=len(right),
         taken_for_none=sum(answer.label == NONE for answer in answers),
@@ -117,16 +113,17 @@ def run_demo(
     taught = {concept.name: [p.image for p in concept.pictures] for concept in concepts}
     _story(taught, drawn).save(out / "story.png")
     (out / "report.html").write_text(
-        _page(told, taught, drawn, again, list(zip(unseen, pictures, answers, strict=True))), encoding="utf-8"
+        _page(told, taught, drawn, again, list(zip(unseen, answers, strict=True))), encoding="utf-8"
     )
     return told
 
 
-def _read(path: Path) -> Image.Image:
-    try:
-        return Image.open(path, formats=("JPEG",)).convert("RGB")
-    except Exception as error:  # Pillow answers damage with a dozen kinds of error
-        raise CpserveError(f"{path} is no JPEG that can be read: {first_line(error)}", hint="delete it") from error
+def _name(concepts: Sequence[Concept], settings: Settings) -> str:
+    """The adapter's: other pictures or steps are taught to another one."""
+    from trainer.images import digest
+
+    taught = "".join(concept.name + digest(concept) for concept in concepts)
+    return f"demo-{settings.steps}-steps-{hashlib.sha256(taught.encode()).hexdigest()[:8]}"
 
 
 def _draw(engine: Engine, adapter: Adapter) -> list[Drawn]:
@@ -160,7 +157,7 @@ def _page(
     taught: dict[str, list[Image.Image]],
     drawn: list[Drawn],
     again: list[Drawn],
-    judged: list[tuple[Any, Any, Answer]],
+    judged: list[tuple[tuple[str, Image.Image], Answer]],
 ) -> str:
     rows = []
     for prompt in dict.fromkeys(d.prompt for d in drawn):
@@ -168,7 +165,7 @@ def _page(
         compiled = [(d.image, "from the bundle") for d in again if d.prompt == prompt]
         rows.append(f"<h3>{html.escape(prompt)}</h3>{_strip(pictures)}{_strip(compiled)}")
     photos = "".join(f"<h3>{html.escape(n)}</h3>{_strip([(i, n) for i in images])}" for n, images in taught.items())
-    marks = [("✓" if answer.label == name else "✗", image, answer) for (name, _), image, answer in judged]
+    marks = [("✓" if answer.label == name else "✗", image, answer) for (name, image), answer in judged]
     answers = [(image, f"{mark} {answer.label} {answer.probability:.2f}") for mark, image, answer in marks]
     figures = "".join(
         f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in asdict(told).items()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, NoReturn
+from typing import IO
 
 from PIL import Image, ImageOps
 
@@ -32,6 +32,7 @@ _PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 _CLUTTER = frozenset({".ds_store", "thumbs.db"})
 _CHUNK = 1 << 16
+_NAME_BYTES = 512  # of a zip's central directory, for each entry
 _REPACK = "pack the pictures again as plain files in one folder"
 _CONVERT = "convert it to JPEG, PNG or WEBP, or take it out"
 
@@ -46,7 +47,7 @@ class Limits:
     ratio: int = 200  # unpacked bytes for each packed one
     pixels: int = 50_000_000  # one picture, as stored
     side_px: int = 2048  # longer side of a picture as kept: 200 of them fit in memory, and no base model draws larger
-    caption_chars: int = 1000
+    caption_chars: int = 1000  # 0: files of text are passed over
 
 
 LIMITS = Limits()
@@ -68,7 +69,7 @@ def examine(path: Path, limits: Limits) -> Generator[Picture | ConceptError]:
     """
     with ExitStack() as stack:
         try:
-            listing = list(islice(_listing(path, stack), limits.entries + 1))
+            listing = list(islice(_listing(path, stack, limits), limits.entries + 1))
         except FileNotFoundError:
             yield _refused(str(path), "does not exist", "give the path of a zip or a folder of pictures")
             return
@@ -87,7 +88,7 @@ def count_pictures(path: Path, limits: Limits) -> int:
     """About how many pictures `examine` will come to, by names alone; 1 for what is neither a folder nor a sound zip."""
     with ExitStack() as stack:
         try:
-            return sum(1 for _ in islice(_listing(path, stack), limits.entries))
+            return sum(1 for _ in islice(_listing(path, stack, limits), limits.entries))
         except Exception:  # noqa: BLE001 - as above
             return 1
 
@@ -150,24 +151,28 @@ def _findings(listing: list[_Entry], limits: Limits) -> Iterator[Picture | Conce
             yield refusal
 
 
-def _listing(path: Path, stack: ExitStack) -> Iterator[_Entry]:
+def _listing(path: Path, stack: ExitStack, limits: Limits) -> Iterator[_Entry]:
     if path.is_dir():
         entries = _folder_entries(path)
     elif path.exists() and not path.is_file():  # opening a pipe would wait for its writer
         raise zipfile.BadZipFile("not an ordinary file")
     else:
-        archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(_FrugalFile(path))))
-        entries = _zip_entries(archive)
-    return (entry for entry in entries if _name_fault(entry.name) or not _is_clutter(entry.name))
+        file = stack.enter_context(_FrugalFile(path, max(MIB, limits.entries * _NAME_BYTES)))
+        entries = _zip_entries(stack.enter_context(zipfile.ZipFile(file)))
+    return (entry for entry in entries if _name_fault(entry.name) or not _is_clutter(entry, limits))
 
 
 class _FrugalFile(io.FileIO):
-    """A file that gives at most 1 MiB at once: `zipfile` asks for a whole central directory, whatever its size."""
+    """A file that gives at most `most` bytes at once: `zipfile` asks for a whole central directory, whatever its size."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        super().__init__(path)
+        self._most = most
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > MIB:
+        if size is not None and size > self._most:
             raise zipfile.BadZipFile("central directory too large")
-        return super().read(MIB if size is None or size < 0 else size)
+        return super().read(self._most if size is None or size < 0 else size)
 
 
 def _zip_entries(archive: zipfile.ZipFile) -> Iterator[_Entry]:
@@ -188,16 +193,26 @@ def _zip_fault(info: zipfile.ZipInfo) -> tuple[str, str] | None:
 
 
 def _folder_entries(folder: Path) -> Iterator[_Entry]:
-    def complain(error: OSError) -> NoReturn:
-        raise error
+    closed: list[str] = []
+
+    def complain(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise error
+        closed.append(error.filename)
 
     for root, folders, files in os.walk(folder, onerror=complain):
         links = [name for name in folders if Path(root, name).is_symlink()]  # named by os.walk, not followed
         for name in (*files, *links):
             path = Path(root, name)
-            status = path.lstat()
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue  # another program took it away since it was listed
             fault = None if stat.S_ISREG(status.st_mode) else _kind_fault(stat.S_IFMT(status.st_mode))
             yield _Entry(path.relative_to(folder).as_posix(), status.st_size, partial(io.FileIO, path), fault)
+    for within in map(Path, closed):
+        fault = ("cannot be read", "check its permissions, or take it out")
+        yield _Entry(within.relative_to(folder).as_posix(), 0, partial(io.FileIO, within), fault)
 
 
 def _kind_fault(kind: int) -> tuple[str, str]:
@@ -226,10 +241,11 @@ def _type_fault(suffix: str) -> tuple[str, str] | None:
     return None
 
 
-def _is_clutter(name: str) -> bool:
-    """Whether it is a folder's own entry, or one of the files that desktops leave everywhere."""
-    *folders, last = name.split("/")
-    return not last or "__MACOSX" in folders or last.casefold() in _CLUTTER
+def _is_clutter(entry: _Entry, limits: Limits) -> bool:
+    """Whether it is a folder's own entry, a file that desktops leave everywhere, or a text where none is wanted."""
+    *folders, last = entry.name.split("/")
+    text = entry.suffix == ".txt" and not limits.caption_chars
+    return not last or text or "__MACOSX" in folders or last.casefold() in _CLUTTER
 
 
 class _Meter:

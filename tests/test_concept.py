@@ -9,7 +9,9 @@ import struct
 import warnings
 import zipfile
 import zlib
+from contextlib import closing
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from PIL import Image
 
 from cpserve.concept import Limits, inspect_concept, read_concept
 from cpserve.errors import ConceptError, RefError
+from cpserve.unpack import count_pictures, examine
 
 LAW = settings(max_examples=300, derandomize=True, deadline=None)
 
@@ -32,7 +35,8 @@ PNG = encode()
 
 def striped(seed, size=(96, 96)):
     """A picture with enough structure for an average hash; other seeds look otherwise."""
-    image = Image.effect_noise((5, 5), 80 + seed).resize(size, Image.Resampling.NEAREST)
+    levels = np.random.default_rng(seed).choice(np.uint8([40, 210]), (8, 8))
+    image = Image.fromarray(levels).resize(size, Image.Resampling.NEAREST)
     return image.convert("RGB")
 
 
@@ -379,3 +383,11 @@ def test_noise_is_not_a_zip(tmp_path_factory, noise):
     path = tmp_path_factory.mktemp("noise") / "x.zip"
     path.write_bytes(b"PK\x03\x04" + noise)
     assert inspect_concept(path).refusals
+
+
+def test_many_pictures_with_long_names_are_listed(tmp_path):
+    """What a directory of names may take up grows with the number of entries that are allowed."""
+    many = pack(tmp_path / "many.zip", [(f"{'holiday/' * 45}{i}.png", PNG) for i in range(3000)])
+    assert count_pictures(many, Limits(entries=10_000)) == 3000
+    with closing(examine(many, Limits())) as findings:
+        assert "neither a folder nor a zip" in str(next(findings))

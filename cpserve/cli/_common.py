@@ -54,8 +54,10 @@ class Common:
             torch.set_num_threads(self.threads)
 
 
-def common_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options of all, handed over as its first argument, a `Common`."""
+def common_options(
+    verb: Callable[..., None], store: str = "$CPSERVE_HOME or ~/.local/share/cpserve"
+) -> Callable[..., None]:
+    """Give a verb the options of all, handed over as its first argument, a `Common`; `store` is where it looks by default."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON value on stdout, and nothing else there.")
     @click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [default: one a core]")
@@ -64,7 +66,7 @@ def common_options(verb: Callable[..., None]) -> Callable[..., None]:
         "root",
         type=click.Path(file_okay=False, path_type=Path),
         metavar="DIR",
-        help="Where adapters are kept.  [default: $CPSERVE_HOME or ~/.local/share/cpserve]",
+        help=f"Where adapters are kept.  [default: {store}]",
     )
     @functools.wraps(verb)
     def command(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,40 +16,70 @@ from cpserve.errors import CpserveError
 if TYPE_CHECKING:
     from cpserve.recognition import Answer, Judging
 
-Labelled = list[tuple[str, "Answer"]]
 # the probability of every label follows
-FIXED = ("picture", "adapter", "draws", "error", "label", "evaluations", "seconds")
+FIXED = ("picture", "adapter", "content", "base", "draws", "error", "label", "evaluations", "seconds")
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A CSV file of what one version of an adapter said of pictures, all judged alike."""
+    """A CSV file of what one version of an adapter on one base said of pictures, all judged alike.
+
+    A version's number may be given again in another store: `content` and `base` are hashes of the weights.
+    """
 
     path: Path
     adapter: str
+    content: str
+    base: str
     judging: Judging
     labels: tuple[str, ...]
 
     @property
-    def maker(self) -> tuple[str, str, str]:
+    def maker(self) -> tuple[str, ...]:
         """What every row says of how it was made."""
-        return self.adapter, str(self.judging.draws), str(self.judging.error)
+        return self.adapter, self.content, self.base, str(self.judging.draws), str(self.judging.error)
 
-    def begin(self, *, resume: bool) -> Labelled:
-        """What a stopped run had judged; the table is left with whole rows only.
+    @contextmanager
+    def begun(self, *, resume: bool) -> Iterator[dict[str, Answer]]:
+        """What a stopped run had judged, by picture; the table is left with whole rows only, and this process's alone.
 
         Raises:
-            CpserveError: there is a table and it is not to be gone on with, or it was made with another
-                adapter or judged otherwise; or the disk refuses.
+            CpserveError: there is a table and it is not to be gone on with, it was made with another adapter or judged
+                otherwise, or another process writes it; or the disk refuses.
         """
-        if self.path.exists() and not resume:
-            hint = "go on with it: --resume; or choose another --out"
-            raise CpserveError(f"{self.path} is there already", hint=hint)
-        judged = self._judged() if self.path.exists() else []
-        write(self.path, _lines([(*FIXED, *self.labels)]) + self._rows(judged))
-        return judged
+        with self._alone():
+            with writing(self.path):
+                there = self.path.exists()
+                judged = self._judged() if there and resume else {}
+            if there and not resume:
+                hint = "go on with it: --resume; or choose another --out"
+                raise CpserveError(f"{self.path} is there already", hint=hint)
+            write(self.path, _lines([(*FIXED, *self.labels)]) + self._rows(judged))
+            yield judged
 
-    def append(self, labelled: Labelled) -> None:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.lock, blocking=False)
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                hint = "wait for it to end, or choose another --out"
+                raise CpserveError(f"another process writes {self.path}", hint=hint) from None
+        try:
+            yield
+        finally:
+            self.lock.unlink(missing_ok=True)
+            lock.release()
+
+    @property
+    def lock(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.lock")
+
+    def append(self, labelled: Mapping[str, Answer]) -> None:
         """Add rows, which outlive this process from now on.
 
         Raises:
@@ -57,7 +88,7 @@ class LabelTable:
         with writing(self.path), self.path.open("ab") as file:
             file.write(self._rows(labelled))
 
-    def _rows(self, labelled: Labelled) -> bytes:
+    def _rows(self, labelled: Mapping[str, Answer]) -> bytes:
         return _lines(
             [
                 (
@@ -68,31 +99,32 @@ class LabelTable:
                     f"{a.seconds:.3f}",
                     *(f"{a.probabilities[label]:.6f}" for label in self.labels),
                 )
-                for where, a in labelled
+                for where, a in labelled.items()
             ]
         )
 
-    def _judged(self) -> Labelled:
+    def _judged(self) -> dict[str, Answer]:
         text = self.path.read_bytes().decode("utf-8", "surrogateescape")
         whole = text[: text.rfind("\n") + 1]  # a killed run's last row may be cut short
         try:
             head, *rows = csv.reader(io.StringIO(whole, newline=""))
-            makers = {tuple(row[1:4]) for row in rows}
-            answers = [(row[0], self._answer(row)) for row in rows]
+            makers = {tuple(row[1 : FIXED.index("label")]) for row in rows}
+            answers = {row[0]: self._answer(row) for row in rows}
         except (ValueError, KeyError, IndexError, csv.Error):
             head, makers = [], set()
         if tuple(head) != (*FIXED, *self.labels) or makers - {self.maker}:
-            adapter, draws, error = self.maker
+            adapter, content, base, draws, error = self.maker
             raise CpserveError(
-                f"{self.path} is no table of what {adapter} said of pictures in {draws} draws at an error of {error}",
-                hint="choose another --out, or the --adapter, --draws and --error (or the cpserve) that it was made with",
+                f"{self.path} is no table of what {adapter} ({content}, on {base}) said of pictures in {draws} draws at an "
+                f"error of {error}",
+                hint="choose another --out, or the --adapter, --base, --draws, --error (or the cpserve) that it was made with",
             )
         return answers
 
     def _answer(self, row: Sequence[str]) -> Answer:
         from cpserve.recognition import Answer
 
-        _, _, _, _, label, spent, seconds, *chances = row
+        label, spent, seconds, *chances = row[FIXED.index("label") :]
         p = dict(zip(self.labels, map(float, chances), strict=True))
         return Answer(label, p[label], p, int(spent), float(seconds))
 

@@ -18,7 +18,7 @@ from cpserve.png import png
 from cpserve.unpack import LIMITS, Picture, count_pictures, examine
 
 ENTRIES = 10_000  # of one folder or zip to classify; they are read one at a time
-MANY = replace(LIMITS, entries=ENTRIES, total_bytes=ENTRIES * LIMITS.file_bytes)
+MANY = replace(LIMITS, entries=ENTRIES, total_bytes=ENTRIES * LIMITS.file_bytes, caption_chars=0)
 MARGIN = 2  # pixels between the pictures of a grid
 
 
@@ -29,7 +29,7 @@ def slug(prompt: str) -> str:
 
 def save(image: Image.Image, folder: Path, stem: str, made_by: Mapping[str, object]) -> Path:
     """Write `<stem>.png` with its settings inside; `<stem>-2.png` and so on where another picture has the name."""
-    settings = {key: str(value) for key, value in made_by.items()}
+    settings = {key: str(value).encode("utf-8", "backslashreplace").decode() for key, value in made_by.items()}
     info = PngInfo()
     for key, value in settings.items():
         info.add_itxt(key, value)
@@ -66,7 +66,12 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
 
 def read(path: Path) -> Generator[tuple[str, Picture | ConceptError]]:
     """Pictures with their paths, of a folder, a zip or a single file, and in its place the refusal of what cannot be taken."""
-    if path.is_dir() or path.suffix.lower() == ".zip" or not path.is_file():
+    try:
+        whole_file = path.is_file() and path.suffix.lower() != ".zip"
+    except OSError as error:
+        yield str(path), _unreadable(path, error)
+        return
+    if not whole_file:
         for found in examine(path, MANY):
             whole = found.entry == str(path)  # what is wrong with a folder or zip itself
             yield str(path if whole else path / found.entry), found
@@ -77,11 +82,21 @@ def read(path: Path) -> Generator[tuple[str, Picture | ConceptError]]:
             with path.open("rb") as stream:
                 Path(folder, path.name).write_bytes(stream.read(LIMITS.file_bytes + 1))
         except OSError as error:
-            reason = f"{path} cannot be read: {error.strerror or error}"
-            yield str(path), ConceptError(reason, hint="check its permissions", entry=path.name, rule="readable")
+            yield str(path), _unreadable(path, error)
             return
         for found in examine(Path(folder), MANY):
-            yield str(path), found
+            nothing = isinstance(found, ConceptError) and found.entry == folder
+            yield str(path), _no_picture(path) if nothing else found
+
+
+def _unreadable(path: Path, error: OSError) -> ConceptError:
+    reason = f"{path} cannot be read: {error.strerror or error}"
+    return ConceptError(reason, hint="check its permissions", entry=path.name, rule="readable")
+
+
+def _no_picture(path: Path) -> ConceptError:
+    rule = "is not a JPEG, PNG or WEBP picture"
+    return ConceptError(f"{path.name!r} {rule}", hint="leave it out", entry=path.name, rule=rule)
 
 
 def total(paths: Sequence[Path]) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
+from os.path import realpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cpserve.cli._border import when_stopped
+from cpserve.cli._border import when_stopped, writing
 from cpserve.cli._common import (
     Common,
     NumberRange,
@@ -26,7 +28,6 @@ from cpserve.cli._show import emit, reporting, table
 
 if TYPE_CHECKING:
     from cpserve.adapter import Adapter
-    from cpserve.cli._labels import Labelled
     from cpserve.engine import Engine
     from cpserve.recognition import Answer, Judging
     from cpserve.unpack import Picture
@@ -42,7 +43,9 @@ AT_ONCE = 16  # pictures in memory
         "cpserve classify photo.jpg --adapter pets --explain why",
     )
 )
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_DIR...")
+@click.argument(
+    "paths", nargs=-1, required=True, type=click.Path(readable=False, path_type=Path), metavar="IMAGE_OR_DIR..."
+)
 @click.option(
     "--adapter", "ref", required=True, metavar="REF", help="NAME, NAME@vN, NAME@ALIAS or hf://USER/REPO[@vN]."
 )
@@ -50,9 +53,11 @@ AT_ONCE = 16  # pictures in memory
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="CSV",
-    help="Also write a table with the probability of every label, row by row.",
+    help="Also write a table with the probability of every label, which grows as pictures are judged.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the table of a run that was stopped.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the table of a run that was stopped; it knows pictures by their paths."
+)
 @click.option(
     "--explain",
     type=click.Path(file_okay=False, path_type=Path),
@@ -99,18 +104,25 @@ def classify(
     from cpserve.cli._pictures import total
 
     refused: list[dict[str, str]] = []
+    if explain:
+        with writing(explain):
+            explain.mkdir(parents=True, exist_ok=True)
     with open_for(common, engine, bundle, base) as opened:
         name, adapter = read_adapters(common, opened, [ref])[ref]
         judging = _judging(draws, error)
-        labels = _table(out, name, adapter, judging)
-        labelled = labels.begin(resume=resume) if labels else []
-        known, expected = {where for where, _ in labelled}, total(paths)
-        with reporting() as report:
-            new = ((where, p) for where, p in _pictures(paths, refused) if where not in known)
-            with when_stopped(f"{out} holds all that was judged; go on with --resume" if out else ""):
-                while batch := list(islice(new, AT_ONCE)):
-                    labelled += _judge(opened, adapter, judging, batch, labels, explain)
-                    report("pictures", len(labelled), max(expected, len(labelled)), "")
+        labels = _table(out, name, adapter, opened.spec.entry.fingerprint.weights, judging)
+        expected, done = total(paths), 0
+        kept = f"{out} holds all that was judged; go on with --resume" if out else ""
+        with _begun(labels, resume=resume) as answers, reporting() as report, when_stopped(kept):
+            found = _pictures(paths, refused, labels, explain)
+            while batch := dict(islice(found, AT_ONCE)):
+                new = {where: picture for where, picture in batch.items() if where not in answers}
+                answers.update(_judge(opened, adapter, judging, new, labels))
+                if explain:
+                    for where, picture in batch.items():
+                        _explain(opened, adapter, judging, explain, where, picture, answers[where])
+                done += len(batch)
+                report("pictures", done, max(expected, done), "")
     value = {
         "adapter": name,
         "pictures": [
@@ -121,23 +133,30 @@ def classify(
                 "evaluations": a.evaluations,
                 "seconds": a.seconds,
             }
-            for path, a in labelled
+            for path, a in answers.items()
         ],
         "refused": refused,
     }
-    rows = [(path, a.label, f"{a.probability:.3f}", a.evaluations, f"{a.seconds:.2f}") for path, a in labelled]
+    rows = [(path, a.label, f"{a.probability:.3f}", a.evaluations, f"{a.seconds:.2f}") for path, a in answers.items()]
     head = ("picture", "label", "probability", "evaluations", "seconds")
     emit(value, table(head, rows), as_json=common.json)
     if refused:
         ctx.exit(1)
 
 
-def _pictures(paths: Sequence[Path], refused: list[dict[str, str]]) -> Iterator[tuple[str, Picture]]:
+def _pictures(
+    paths: Sequence[Path], refused: list[dict[str, str]], labels: LabelTable | None, explain: Path | None
+) -> Iterator[tuple[str, Picture]]:
+    """What is asked about; what this command itself writes into a folder that it reads is none of it."""
     from cpserve.cli import _pictures
     from cpserve.errors import ConceptError
 
+    own = {path.resolve() for path in (labels and labels.path, labels and labels.lock, explain) if path}
     for path in paths:
         for where, found in _pictures.read(path):
+            place = Path(where).resolve()
+            if own & {place, *place.parents}:
+                continue
             if isinstance(found, ConceptError):
                 click.echo(f"refused: {found}", err=True)
                 refused.append({"picture": where, "rule": found.rule, "hint": found.hint})
@@ -152,31 +171,33 @@ def _judging(draws: int | None, error: float | None) -> Judging:
     return replace(usual, draws=draws or usual.draws, error=usual.error if error is None else error)
 
 
-def _table(out: Path | None, name: str, adapter: Adapter, judging: Judging) -> LabelTable | None:
+def _table(out: Path | None, name: str, adapter: Adapter, base: str, judging: Judging) -> LabelTable | None:
     from cpserve.recognition import labels_of
 
-    return LabelTable(out, name, judging, tuple(labels_of(adapter, judging))) if out else None
+    if not out:
+        return None
+    labels = tuple(labels_of(adapter, judging))
+    return LabelTable(Path(realpath(out)), name, adapter.content_hash[:12], base[:12], judging, labels)
+
+
+def _begun(labels: LabelTable | None, *, resume: bool) -> AbstractContextManager[dict[str, Answer]]:
+    return labels.begun(resume=resume) if labels else nullcontext({})
 
 
 def _judge(
     engine: Engine,
     adapter: Adapter,
     judging: Judging,
-    batch: list[tuple[str, Picture]],
+    new: Mapping[str, Picture],
     labels: LabelTable | None,
-    explain: Path | None,
-) -> Labelled:
-    """Label some pictures, write their rows, and explain them where that is asked for."""
+) -> dict[str, Answer]:
+    """Label some pictures and write their rows."""
     from cpserve.recognition import classify as judge
 
-    answers = judge(engine, [picture.image for _, picture in batch], adapter, judging)
-    labelled = [(where, answer) for (where, _), answer in zip(batch, answers, strict=True)]
-    if explain:
-        for (where, picture), answer in zip(batch, answers, strict=True):
-            _explain(engine, adapter, judging, explain, where, picture, answer)
+    answers = dict(zip(new, judge(engine, [picture.image for picture in new.values()], adapter, judging), strict=True))
     if labels:
-        labels.append(labelled)
-    return labelled
+        labels.append(answers)
+    return answers
 
 
 def _explain(

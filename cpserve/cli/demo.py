@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
     default=Path("examples"),
     show_default=True,
     metavar="DIR",
-    help="Zips to teach from, and unseen/NAME/*.jpg to judge by.",
+    help="Zips to teach from, and folders unseen/NAME of pictures to judge by.",
 )
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Steps for each concept.")
-@common_options
+@partial(common_options, store="the folder store in --out")
 def demo(common: Common, out: Path, taught: Path, steps: int | None) -> None:
     """Teach three example concepts, draw and recognise them, export to ONNX, draw again; write one page about it.
 

@@ -2,8 +2,9 @@
 
 Held-out concepts are taught in sequence to the built-in base. After each, every concept so far is drawn under prompts that
 occur neither in training nor among the protected ones; Lite0 features of those pictures and of the concept's unseen pictures,
-as the base's autoencoder renders them, give docs/METHOD.md's measures. Diffusion-classifier accuracy: unseen pictures among
-all concepts so far, when each was learned and at the end. Two references: `alone` teaches each concept by itself
+as the base's autoencoder renders them, give the measures of `cpserve.measures`; drift is the mean cosine distance of pictures of
+other things to what the base draws from the same noise. Diffusion-classifier accuracy: unseen pictures among all concepts so
+far, when each was learned and at the end. Two references: `alone` teaches each concept by itself
 (`per-concept`: nothing can be forgotten), `joint` all of them at once, with as many steps as the sequence has.
 
 `--two` asks for two concepts in one picture: how many of 100 show both (`pairs.py` judges), drawn by the method's one adapter, or
@@ -11,7 +12,7 @@ by the sum of the two updates of `alone`.
 
     python benchmarks/forgetting.py --method null-space --order 0 --seed 0 [--concepts 10]
     python benchmarks/forgetting.py --quick             # three concepts, two methods, under ten minutes
-    python benchmarks/forgetting.py --sweep             # every method at four settings on six sweep concepts, as --all
+    python benchmarks/forgetting.py --sweep             # every method at six settings on six sweep concepts, as --all
     python benchmarks/forgetting.py --all               # every run that results/forgetting.jsonl lacks; one thread a process pays
     python benchmarks/forgetting.py --table             # the README's tables from the committed lines (with --sweep: of the sweep)
     python benchmarks/forgetting.py --sheet             # its picture, from what the runs drew
@@ -51,6 +52,7 @@ from benchmarks.forgetting_runs import (
     Run,
     chosen,
     in_every_order,
+    of_the_same_last,
     sources,
     swept,
     whole,
@@ -308,7 +310,7 @@ def main() -> None:
         else:
             now = [line for key in keys for line in lines if line.items() >= key.items()]
             seen = [each for x in now for each in (in_every_order(x, one.names) if x["method"] == "alone" else [x])]
-            print(f"{tables(now)}\n\n{differences(seen)}")
+            print(f"{tables(of_the_same_last(now, one.names))}\n\n{differences(seen)}")
         return
     if asked.two and asked.concepts < 3:
         arguments.error("--two tells a concept from a third one: --concepts 3 or more")

@@ -179,3 +179,18 @@ def in_every_order(line: dict[str, Any], names: Sequence[str]) -> list[dict[str,
     """A run of `alone` as each order sees it: another concept is the last one; `names` are those of order 0."""
     last = [names.index(ordered(names, order)[-1]) for order in ORDERS]
     return [line | {"order": o, "last_alignment": line["by_concept"][i]} for o, i in zip(ORDERS, last, strict=True)]
+
+
+def of_the_same_last(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Runs whose last concepts can be compared: `alone` is the mean over what is last in each order, and a method that was not
+    run in every order says nothing of it, for one concept is easier than another.
+    """
+    shown = []
+    for line in lines:
+        orders = {x["order"] for x in lines if x["method"] == line["method"]}
+        if line["method"] == "alone":
+            last = [each["last_alignment"] for each in in_every_order(line, names)]
+            shown.append(line | {"last_alignment": float(np.mean(last))})
+        else:
+            shown.append({k: v for k, v in line.items() if k != "last_alignment" or orders == set(ORDERS)})
+    return shown

@@ -8,21 +8,29 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from cpserve.adapter import Adapter, empty_adapter
-from cpserve.base import BaseModel
+from cpserve.base import BaseModel, load_base
 from cpserve.concept import Concept, Picture
 from cpserve.errors import TrainingError
+from cpserve.learning import _unlearned
+from cpserve.prompts import tokenize
+from cpserve.score import log_scores, predictions, squared, temperature
 from tests.lessons import QUICK, concept, learned, packed_of
 from trainer import METHODS, Progress, Record, learn
 from trainer.consolidate import consolidation
+from trainer.fisher import sampled_rivals
 from trainer.images import encode_concept
-from trainer.lora import fresh_factors
+from trainer.learned import own_accuracy
+from trainer.lora import fresh_factors, states
 from trainer.penalties.c_lora import Overlap, updates
+from trainer.penalties.ewc import decay
+from trainer.penalties.ewc_dc import fisher_loss
 from trainer.penalties.null_space import largest_change
 from trainer.sequence import Lesson, _task, check_new
 
@@ -83,6 +91,78 @@ def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(
             factor.add_(0.05)
     moved = torch.autograd.grad(next(iter(distil.losses(0))), factors)
     assert max(float(g.abs().max()) for g in equal) < 0.01 * max(float(g.abs().max()) for g in moved)
+
+
+def test_dscs_loss_is_that_of_its_definition(
+    v_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two different past versions, written out for the one that the step draws; and in parts it is the same sum."""
+    monkeypatch.setattr("trainer.loop.faster_precision", lambda _: nullcontext())
+    settings = replace(QUICK, method="dsc", factor_rate=1e-2)
+    dog, both = (learned(v_base, tmp_path / str(len(names)), settings, *names) for names in (("dog",), ("dog", "cat")))
+    rex = concept("rex", 2)
+    lesson = Lesson(v_base, both, check_new(v_base, both, rex), (None,) * 3, settings, (dog, both))
+    task = _task(lesson, {"latents": encode_concept(v_base, rex, 2, 0)})
+    with torch.no_grad():
+        for factor in task.trainable.factors.values():
+            factor.add_(0.05)
+    distil = consolidation(task, lesson.tokens, lesson.past)
+    with torch.no_grad():
+        for factor in task.trainable.factors.values():
+            factor.mul_(1.5)
+    seen = set()
+    for step in range(8):
+        generator = task.generator(step, stream=1)
+        which = int(torch.randint(2, (1,), generator=generator))
+        x0, draw = task.draw(settings.dsc_batch, generator)
+        texts = ["a photo", f"a photo of {('<dog>', '<cat>')[which]}", "a photo of <rex>"]
+        e = states(v_base, tokenize(v_base.spec.tokenizer, texts, lesson.tokens), task.earlier, task.trainable.token)
+        past = v_base.spec.sites.project(e, {k: t.float() for k, t in (dog, both)[which].lora.items()})
+        student = task.trainable.packed(e)
+        new, old, now = (
+            predictions(task.denoise(packed), v_base.spec.schedule, x0, draw, torch.arange(3))
+            for packed in (distil.new[[0, 1 + which, 3]], past, student)
+        )
+        p = [log_scores(squared(eps, draw), distil.tau) for eps in (new, old, now)]
+        agree = sum(-(p[i].exp() * p[2]).sum(1).mean() for i in (0, 1))
+        near = (new[:, 2] - now[:, 2]).pow(2).mean() + (old[:, 1] - now[:, 1]).pow(2).mean()
+        for wanted, weights in ((0.3 * agree, (0.3, 0.0)), (2 * near, (0.0, 2.0))):
+            for parts in (1, 2):
+                asked = replace(settings, dsc_scores=weights[0], dsc_eps=weights[1], accumulate=parts)
+                loss = sum(replace(distil, task=replace(task, settings=asked)).losses(step))
+                assert float(loss) == pytest.approx(float(wanted), rel=2e-3)
+        seen.add(which)
+    assert seen == {0, 1}
+
+
+def test_ewc_dcs_loss_pulls_to_the_true_concept_and_away_from_the_others() -> None:
+    """By hand, from three errors: L + delta (-log p_0 + log p_1 + log p_2), p the softmax of the errors over tau."""
+    error = torch.tensor([[1.0, 3.0, 5.0]])
+    p = np.exp([-0.5, -1.5, -2.5]) / np.exp([-0.5, -1.5, -2.5]).sum()
+    wanted = 0.25 + 4 * (-np.log(p[0]) + np.log(p[1]) + np.log(p[2]))
+    assert float(fisher_loss(error, torch.tensor(0.25), 2.0, 4.0)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_online_ewc_forgets_by_gamma() -> None:
+    """gamma F_old + F_new, and F_new where nothing was known before."""
+    one, two = torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0])
+    kept = decay({"a": one}, {"a": two, "b": one}, 0.5)
+    assert [kept["a"].tolist(), kept["b"].tolist()] == [[10.5, 21.0], [1.0, 2.0]]
+
+
+def test_the_temperature_is_the_median_gap() -> None:
+    """Of all pairs of labels and all pictures: gaps 1, 2, 3 and 4, 4, 8 have 3 in the lower middle; of one label it is 1."""
+    assert temperature(torch.tensor([[0.0, 1.0, 3.0], [0.0, 4.0, 8.0]])) == pytest.approx(3.0)
+    assert temperature(torch.tensor([[5.0]])) == 1
+
+
+def test_rivals_are_known_concepts_and_the_generic_prompt() -> None:
+    """As many as asked for, each once, others under another seed; all of them where there are fewer."""
+    tokens = [f"<c{i}>" for i in range(6)]
+    drawn = [sampled_rivals(tokens, 3, seed) for seed in range(20)]
+    assert all(rivals[0] == "a photo" and len(set(rivals)) == 4 for rivals in drawn)
+    assert {text for rivals in drawn for text in rivals[1:]} == {f"a photo of {token}" for token in tokens}
+    assert len(sampled_rivals(tokens, 9, 0)) == 7
 
 
 def test_dsc_needs_the_versions_of_the_past(base: BaseModel, tmp_path: Path) -> None:
@@ -190,6 +270,8 @@ def test_captions_are_learned_under(base: BaseModel, tmp_path: Path) -> None:
         "a photo of <dog>, a red bowl",
     ]
     assert lesson.caption_slots().tolist() == [4, 4, 5, 5, 6, 6]
+    long = "a red bowl on the moon, " * 20 + "with {}"
+    assert replace(lesson, captions=(long,)).prompts[4].startswith("a photo of <dog>, a red bowl")
     with_captions = learn(base, written, start, QUICK, Record(tmp_path / "captions"))
     assert with_captions.content_hash != learned(base, tmp_path / "plain", QUICK, "dog").content_hash
 
@@ -218,6 +300,20 @@ def test_prior_preservation_asks_for_pictures_once(base: BaseModel, tmp_path: Pa
     assert adapter.content_hash != plain.content_hash
 
 
+def test_a_prior_is_the_same_whatever_was_learned_before(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The base draws it in training's memory layout, be the base fresh or used: else a resumed sequence would differ."""
+    settings, layouts = replace(QUICK, prior_weight=1.0, prior_pictures=1), []
+    base = load_base(str(folders["sd15"]))
+
+    def prior(_: str, count: int) -> list[Image.Image]:
+        layouts.append({p.stride() for p in base.unet.parameters() if p.dim() == 4})
+        return [Image.new("RGB", (64, 64), "grey")] * count
+
+    for name in ("dog", "cat"):
+        learn(base, concept(name), empty_adapter(base.spec.entry), settings, Record(tmp_path / name), prior=prior)
+    assert layouts[0] == layouts[1]
+
+
 def test_a_resumed_run_must_bring_the_same_pictures(base: BaseModel, tmp_path: Path) -> None:
     """Other pictures under the same name do not silently go on with the old ones' latents."""
     start, record = empty_adapter(base.spec.entry), Record(tmp_path)
@@ -228,6 +324,24 @@ def test_a_resumed_run_must_bring_the_same_pictures(base: BaseModel, tmp_path: P
 
 
 def test_what_was_not_learned_is_told(base: BaseModel, tmp_path: Path) -> None:
-    """The share of the concept's own pictures that scores tell apart stands in every version's metrics, between 0 and 1."""
+    """The share of the concept's own pictures that scores tell apart stands in every version; below one half it is a warning."""
     adapter = learned(base, tmp_path, QUICK, "dog", "cat")
+    for share, told in ((0.49, True), (0.5, False)):
+        metrics = {**adapter.manifest.metrics, "own_dc_accuracy": share}
+        warning = _unlearned(replace(adapter, manifest=msgspec.structs.replace(adapter.manifest, metrics=metrics)))
+        assert bool(warning and "cat seems not to be learned" in warning) is told
     assert 0 <= float(str(adapter.manifest.metrics["own_dc_accuracy"])) <= 1
+
+
+def test_own_accuracy_is_the_share_of_pictures_that_the_concept_explains_best(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of errors made up for three pictures, the concept's own first: it is best in two of them, in parts or at once."""
+    start = empty_adapter(base.spec.entry)
+    lesson = Lesson(base, start, check_new(base, start, concept("dog")), (), QUICK)
+    task = _task(lesson, {"latents": torch.arange(3.0)[:, None, None, None].expand(3, 4, 8, 8)})
+    table = torch.tensor([[1.0, 2.0], [3.0, 2.0], [1.0, 9.0]])
+    monkeypatch.setattr("trainer.learned.errors", lambda _, __, x0, *___: table[x0[:, 0, 0, 0].long()])
+    for parts in (1, 2):
+        cut = replace(task, settings=replace(QUICK, accumulate=parts))
+        assert own_accuracy(cut, ["<dog>"], {}) == pytest.approx(2 / 3)

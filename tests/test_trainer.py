@@ -23,11 +23,13 @@ from cpserve.score import draws, errors, log_scores, temperature
 from cpserve.text_encoder import token_table
 from tests.lessons import QUICK, concept, learned
 from trainer import Progress, Record, learn
-from trainer.loop import faster_precision
+from trainer.images import encode_concept
+from trainer.loop import RunningLoss, Stage, faster_precision, optimise
 from trainer.lora import fold, fresh_factors, recompress, states
 from trainer.penalties import null_space
 from trainer.penalties.ewc import Anchor, fisher_information
 from trainer.penalties.null_space import basis_of
+from trainer.sequence import Lesson, _task, check_new
 
 
 @pytest.fixture(scope="session")
@@ -100,17 +102,40 @@ def test_a_resumed_run_must_be_the_same_run(base: BaseModel, tmp_path: Path) -> 
 
 def test_v_prediction_trains(v_base: BaseModel, tmp_path: Path) -> None:
     """A v-prediction base learns too: the loss on fixed draws is smaller after training than before."""
-    settings = replace(QUICK, steps=40, factor_rate=1e-2)
-    losses: list[float] = []
-    learn(
-        v_base,
-        concept("dog"),
-        empty_adapter(v_base.spec.entry),
-        settings,
-        Record(tmp_path),
-        progress=lambda p: losses.append(p.loss),
-    )
-    assert losses[-1] < losses[0]
+    start, dog, settings = empty_adapter(v_base.spec.entry), concept("dog"), replace(QUICK, steps=40, factor_rate=1e-2)
+    lesson = Lesson(v_base, start, check_new(v_base, start, dog), dog.captions, settings)
+    task = _task(lesson, {"latents": encode_concept(v_base, dog, settings.variants, 0)})
+
+    def loss() -> float:
+        with torch.no_grad():
+            return sum(float(part) for step in range(1000, 1016) for part in task.losses(step))
+
+    before, model = loss(), task.trainable
+    groups = [({"token": model.token}, settings.token_rate), (model.factors, settings.factor_rate)]
+    optimise(Stage("learn", task.losses, groups, settings.steps, 2, 0, settings.steps), Record(tmp_path))
+    assert loss() < before
+
+
+def test_a_loss_that_depends_on_the_timestep_has_not_grown() -> None:
+    """Batches of one, their loss falling by three orders of magnitude over the timesteps: of 200 runs none is ended."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        running = RunningLoss()
+        for t in rng.uniform(0, 1000, 300):
+            running.add(10 ** np.interp(t, [5, 500, 782, 995], np.log10([0.78, 0.074, 0.007, 0.0002])))
+            assert not running.fault
+
+
+def test_a_loss_that_has_grown_tenfold_is_told() -> None:
+    """Whether it grew from the start or after it had fallen; and what it has fallen to is not held against a loss near zero."""
+    early, late, tiny = RunningLoss(), RunningLoss(), RunningLoss()
+    for step in range(40):
+        early.add(0.5 * 1.5**step)
+    for value in (*[0.5] * 30, *[0.1] * 100, *[3.0] * 40):
+        late.add(value)
+    for value in (*[0.5] * 30, *[1e-6] * 300, *[5e-3] * 100):
+        tiny.add(value)
+    assert [r.fault for r in (early, late, tiny)] == ["has grown tenfold", "has grown tenfold", None]
 
 
 def test_a_diverged_run_says_so(base: BaseModel, tmp_path: Path) -> None:
@@ -118,6 +143,13 @@ def test_a_diverged_run_says_so(base: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no longer a number") as caught:
         learned(base, tmp_path, replace(QUICK, factor_rate=1e30, steps=30), "dog")
     assert caught.value.state
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("dc_concepts", -1), ("null_nouns", -1), ("accumulate", 9)])
+def test_a_count_out_of_range_is_refused(name: str, value: int) -> None:
+    """By its name, with where it counts from."""
+    with pytest.raises(TrainingError, match=f"{name} is {value}"):
+        replace(QUICK, **{name: value})
 
 
 def test_a_name_taken_twice_is_refused(base: BaseModel, tmp_path: Path) -> None:

@@ -16,11 +16,10 @@ from torch import Tensor
 from cpserve.adapter import Adapter
 from cpserve.prompts import tokenize
 from cpserve.score import Draw, log_scores, predictions, squared, temperature
+from trainer.fisher import TEMPERATURE_DRAWS
 from trainer.loop import Task
 from trainer.lora import states
 from trainer.settings import GENERIC_PROMPT, TEMPLATES
-
-TEMPERATURE_DRAWS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +35,16 @@ class Consolidation:
     tau: float
 
     def losses(self, step: int) -> Iterator[Tensor]:
-        """One scalar, which depends on the seed and `step` alone."""
+        """Summands, one for each part of the pictures (`accumulate`); they depend on the seed and `step` alone."""
         settings = self.task.settings
         generator = self.task.generator(step, stream=1)
         which = int(torch.randint(len(self.past), (1,), generator=generator))
-        labels = torch.tensor([0, 1 + which, len(self.e) - 1])
         x0, draw = self.task.draw(settings.dsc_batch, generator)
+        for part in zip(*(each.chunk(settings.accumulate) for each in (x0, draw.t, draw.noise)), strict=True):
+            yield len(part[0]) / len(x0) * self._loss(which, part[0], Draw(*part[1:]))
+
+    def _loss(self, which: int, x0: Tensor, draw: Draw) -> Tensor:
+        settings, labels = self.task.settings, torch.tensor([0, 1 + which, len(self.e) - 1])
         with torch.no_grad():
             first = self._eps(self.new[labels], x0, draw)
             second = self._eps(self.past[which], x0, draw)
@@ -49,7 +52,8 @@ class Consolidation:
         log_p = log_scores(squared(student, draw), self.tau)
         agree = [-(log_scores(squared(t, draw), self.tau).exp() * log_p).sum(1).mean() for t in (first, second)]
         near = [(teacher[:, i] - student[:, i]).pow(2).mean() for teacher, i in ((first, 2), (second, 1))]
-        yield settings.dsc_scores * (agree[0] + agree[1]) + settings.dsc_eps * (near[0] + near[1])
+        loss: Tensor = settings.dsc_scores * (agree[0] + agree[1]) + settings.dsc_eps * (near[0] + near[1])
+        return loss
 
     def _eps(self, packed: Tensor, x0: Tensor, draw: Draw) -> Tensor:
         return predictions(self.task.denoise(packed), self.task.base.spec.schedule, x0, draw, torch.arange(3))

@@ -24,7 +24,10 @@ from trainer.settings import Settings
 SAVE_EVERY_S = 5.0
 CAPTION_SHARE = 0.5  # of the rows of a picture with a caption; the others see the templates
 BIG = 200e6  # parameters of a UNet: Stable Diffusion 1.5 has 860 million
-DIVERGED = 10.0  # times the lowest running loss
+DIVERGED = (
+    10.0  # times what predicting nothing costs or the FIRST losses were, or the lowest running mean from SETTLED on
+)
+FIRST, SETTLED = 5, 20  # steps: at small batches it takes some until the loss says more than which timesteps were drawn
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")
 
 Penalty = Callable[[Mapping[str, Tensor]], Tensor]
@@ -166,6 +169,34 @@ class Stage:
         return min(1.0, rising) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
+@dataclass
+class RunningLoss:
+    """A mean that forgets by a twentieth a step, without bias towards where it began, and what is wrong with it."""
+
+    steps: int = 0
+    lowest: float = 1.0  # what is predicted has unit variance
+    _sum: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        return self._sum / (1 - 0.95**self.steps)
+
+    def add(self, value: float) -> None:
+        self.steps += 1
+        self._sum = 0.95 * self._sum + 0.05 * value
+        if self.steps <= FIRST:
+            self.lowest = max(self.lowest, value)
+        elif self.steps >= SETTLED:
+            self.lowest = min(self.lowest, self.mean)
+
+    @property
+    def fault(self) -> str | None:
+        if not math.isfinite(self.mean):
+            return "is no longer a number"
+        grown = self.steps > FIRST and self.mean > DIVERGED * max(self.lowest, 1e-3)
+        return "has grown tenfold" if grown else None
+
+
 def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] | None = None) -> None:
     """Train a stage's parameters in place to the end, from its last state in `record`.
 
@@ -174,13 +205,17 @@ def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] 
     """
     optimiser = torch.optim.AdamW([{"params": [*group.values()]} for group, _ in stage.groups], weight_decay=0.0)
     step = _restore(record, stage, optimiser)
-    first, began, saved, mean, lowest, whole = step, time.monotonic(), time.monotonic(), math.nan, math.inf, True
+    first, began, saved, running, whole = step, time.monotonic(), time.monotonic(), RunningLoss(), True
     try:
         while step < stage.steps:
             value = _backward(stage, step)
-            mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
-            lowest = min(lowest, mean)
-            _check(value, mean, lowest, stage.done + step, record)
+            running.add(value)
+            if fault := running.fault:
+                raise TrainingError(
+                    f"the loss {fault} at step {stage.done + step}",
+                    hint="learn again with a smaller rate: factor_rate in --config",
+                    state=str(record.folder),
+                )
             for group, (_, full) in zip(optimiser.param_groups, stage.groups, strict=True):
                 group["lr"] = full * stage.rate(step)
             whole = False
@@ -191,7 +226,7 @@ def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] 
             if progress:
                 at = stage.done + step
                 each = (time.monotonic() - began) / (step - first)
-                progress(Progress(at, stage.total, mean, (stage.total - at) * each))
+                progress(Progress(at, stage.total, running.mean, (stage.total - at) * each))
             if time.monotonic() - saved > SAVE_EVERY_S:
                 _keep(record, stage, optimiser, step)
                 saved = time.monotonic()
@@ -211,17 +246,6 @@ def _backward(stage: Stage, step: int) -> float:
         torch.autograd.backward(loss if penalty is None else loss + penalty)
         penalty = None
     return value
-
-
-def _check(value: float, mean: float, lowest: float, step: int, record: Record) -> None:
-    if math.isfinite(value) and mean <= DIVERGED * max(lowest, 1e-3):
-        return
-    what = "has grown tenfold" if math.isfinite(value) else "is no longer a number"
-    raise TrainingError(
-        f"the loss {what} at step {step}",
-        hint="learn again with a smaller rate: factor_rate in --config",
-        state=str(record.folder),
-    )
 
 
 def _keep(record: Record, stage: Stage, optimiser: torch.optim.Optimizer, step: int) -> None:

@@ -57,8 +57,17 @@ class Lesson:
     def prompts(self) -> list[str]:
         """What is learned under: the templates, the pictures' own captions, and last the class for prior preservation."""
         token = self.entry.token
-        own = [_captioned(caption, token) for caption in self.captions if caption]
+        own = [self._captioned(caption) for caption in self.captions if caption]
         return [*(t.format(token) for t in self.entry.templates), *own, class_prompt(self.entry.class_word)]
+
+    def _captioned(self, caption: str) -> str:
+        """A caption as a prompt: its `{}` or the token itself stands for the concept; where there is neither, or only beyond
+        what the text encoder reads, it follows after a neutral wording.
+        """
+        token = self.entry.token
+        text = caption.replace("{}", token)
+        number = len(self.base.spec.tokenizer) + len(self.start.tokens)
+        return text if (self.ids([text]) == number).any() else f"{TEMPLATES[0].format(token)}, {text}"
 
     def caption_slots(self) -> Tensor:
         """For each latent its caption's place among `prompts`, or -1; `[pictures * variants]`."""
@@ -70,13 +79,6 @@ class Lesson:
 
     def ids(self, texts: Sequence[str]) -> Tensor:
         return tokenize(self.base.spec.tokenizer, texts, self.tokens)
-
-
-def _captioned(caption: str, token: str) -> str:
-    """A caption as a prompt: its `{}` or the token itself stands for the concept, else it follows after a neutral wording."""
-    if "{}" in caption:
-        return caption.replace("{}", token)
-    return caption if token in caption else f"{TEMPLATES[0].format(token)}, {caption}"
 
 
 def class_prompt(class_word: str | None) -> str:
@@ -167,6 +169,7 @@ def learn(
         start=start.content_hash,
         pictures=digest(concept),
     )
+    prepare(base)  # before the prior is drawn: in another layout its pictures differ
     if resume and record.exists():
         if record.read_run() != run:
             raise TrainingError(
@@ -186,13 +189,13 @@ def learn(
 def _learn(lesson: Lesson, record: Record, progress: Callable[[Progress], None] | None) -> Adapter:
     settings, method = lesson.settings, lesson.method
     task = _task(lesson, record.latents())
-    prepare(lesson.base)
     consolidating = settings.dsc_steps if method.consolidate and lesson.start.tokens else 0
     total = settings.steps + consolidating
     model, penalty = task.trainable, _penalty(lesson, task.trainable)
     groups = [({"token": model.token}, settings.token_rate), (model.factors, settings.factor_rate)]
     stage = Stage("learn", task.losses, groups, settings.steps, settings.warm_up, 0, total, penalty)
     optimise(stage, record, progress)
+    metrics = {}
     if consolidating:
         distil = consolidation(task, lesson.tokens, lesson.past)
         rates = [(model.factors, settings.dsc_rate)]
@@ -200,6 +203,7 @@ def _learn(lesson: Lesson, record: Record, progress: Callable[[Progress], None] 
             "consolidate", distil.losses, rates, consolidating, settings.warm_up, settings.steps, total, penalty
         )
         optimise(stage, record, progress)
+        metrics["dsc_tau"] = distil.tau
     lora = recompress(lesson.base.spec.sites, model.lora()) if method.fresh else model.lora()
     training, tau = _kept(lesson, task)
     manifest = Manifest(
@@ -207,7 +211,7 @@ def _learn(lesson: Lesson, record: Record, progress: Callable[[Progress], None] 
         concepts=(*lesson.start.manifest.concepts, lesson.entry),
         method=settings.method,
         settings=settings.dump(),
-        metrics={**tau, **_measured(lesson, task, lora)},
+        metrics={**metrics, **tau, **_measured(lesson, task, lora)},
         libraries={name: version(name) for name in LIBRARIES},
     )
     embeddings = {**lesson.start.embeddings, lesson.entry.token: model.token.detach().to(CPU, copy=True)}

@@ -47,7 +47,8 @@ class Settings:
     batch: int = 8
     """Rows a step."""
     accumulate: int = 1
-    """Parts that a step's rows are run in, one after another, where memory is short (gradient accumulation)."""
+    """Parts that a step's rows are run in, one after another, where memory is short (gradient accumulation). The Fisher of
+    `ewc-dc` runs `dc_concepts` + 2 rows at once, whatever this says."""
     factor_rate: float = 1e-3
     """AdamW's rate for the factors A and B."""
     token_rate: float = 1e-2
@@ -103,6 +104,9 @@ class Settings:
         for name in ("rank", "steps", "batch", "variants", "fisher_draws", "dsc_steps", "dsc_batch", "prior_pictures"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}", hint=f"{name} counts from 1")
+        for name in ("warm_up", "dc_concepts", "null_nouns"):
+            if getattr(self, name) < 0:
+                raise TrainingError(f"{name} is {getattr(self, name)}", hint=f"{name} counts from 0")
         if not 1 <= self.accumulate <= self.batch:
             raise TrainingError(
                 f"accumulate is {self.accumulate}", hint=f"a step's {self.batch} rows make 1 to {self.batch} parts"

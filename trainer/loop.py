@@ -24,9 +24,7 @@ from trainer.settings import Settings
 SAVE_EVERY_S = 5.0
 CAPTION_SHARE = 0.5  # of the rows of a picture with a caption; the others see the templates
 BIG = 200e6  # parameters of a UNet: Stable Diffusion 1.5 has 860 million
-DIVERGED = (
-    10.0  # times what predicting nothing costs or the FIRST losses were, or the lowest running mean from SETTLED on
-)
+DIVERGED = 10.0  # times the lowest running loss
 FIRST, SETTLED = 5, 20  # steps: at small batches it takes some until the loss says more than which timesteps were drawn
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")
 
@@ -171,7 +169,10 @@ class Stage:
 
 @dataclass
 class RunningLoss:
-    """A mean that forgets by a twentieth a step, without bias towards where it began, and what is wrong with it."""
+    """A mean that forgets by a twentieth a step, without bias towards where it began, and what is wrong with it.
+
+    Until SETTLED, `lowest` is what predicting nothing costs, or the largest of the FIRST losses if that is more.
+    """
 
     steps: int = 0
     lowest: float = 1.0  # what is predicted has unit variance

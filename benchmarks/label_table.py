@@ -76,12 +76,20 @@ def table(line: dict[str, Any]) -> str:
     curves = {"as published": line["reference"]["curve"], **line.get("levers", {})}
     wide = max(map(len, curves.values()))
     levers = [[k, *(f"{r:.1%} ({e:.0f})" for e, r in c), *[""] * (wide - len(c))] for k, c in curves.items()]
-    keys = ("labels", "steps", "evaluations", "reference_evaluations", "seconds_in_bulk")
-    scaling = [[*(row[k] for k in keys), percent(row["accuracy"])] for row in line.get("scaling", [])]
+    keys = ("steps", "evaluations", "reference_evaluations", "seconds_in_bulk")
+    scaling = [
+        [
+            row["labels"],
+            min(row["labels"], row.get("kept") or row["labels"]),
+            *(row[k] for k in keys),
+            percent(row["accuracy"]),
+        ]
+        for row in line.get("scaling", [])
+    ]
     tables = [
         markdown(head, rows),
         markdown(["right (evaluations)", *[""] * wide], levers),
-        markdown(["labels", "steps", "evaluations", "as published", "s each, many", "right"], scaling),
+        markdown(["labels", "judged", "steps", "evaluations", "as published", "s each, many", "right"], scaling),
     ]
     return "\n\n".join([tables[0], said, *tables[1:]])
 

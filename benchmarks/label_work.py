@@ -201,7 +201,7 @@ class Work:
             how = {"engine": "eager"}
             if kind != "eager":
                 folder, precision = self.folder(f"bundle-{kind}", precision=self.asked.precision), self.asked.precision
-                target = Target(runner=kind, precision=precision)  # type: ignore[arg-type]
+                target = Target(runner=kind, precision=precision, slopes=True)  # type: ignore[arg-type]
                 how = {"bundle": str(plan_export(self.base, folder, target).execute(print).root)}
             self.engines[kind] = open_engine(self.asked.base, **how, threads=torch.get_num_threads())
         return self.engines[kind]

@@ -68,7 +68,7 @@ from cpserve.recognition import Judging, classify
 
 FILE = RESULTS / "labels.jsonl"
 ALONE = 20
-JUDGES = ("recognition", "elimination", "score", "schedule")  # modules that ours depends on
+JUDGES = ("recognition", "elimination", "slope", "score", "schedule")  # modules that ours depends on
 FALSE_ALARMS = 0.05
 KEYS = (
     "base", "weights", "code", "engine", "precision", "method", "steps", "settings", "judging", "concepts", "pictures",
@@ -237,10 +237,12 @@ def part_scaling(work: Work) -> list[dict[str, float]]:
         adapter = work.taught(seed, count, asked.label_steps)
         each = max(1, min(asked.each, asked.label_pictures // count))
         images = [p for subject in subjects()[:count] for p in pictures(subject, seed, "asked", each)]
-        seen = ours(work, engine, adapter, work.closed, f"scaling-{count}", images)
-        right_of_all = accuracy(seen.label, np.arange(count).repeat(each))
-        row = {"labels": count, "steps": asked.label_steps, "pictures": len(images), "accuracy": right_of_all}
-        rows.append({**row, **cost(seen), "reference_evaluations": asked.published.evaluations(count)})
+        for kept in (work.closed.kept, 0)[: 1 + (count > work.closed.kept)]:
+            seen = ours(work, engine, adapter, replace(work.closed, kept=kept), f"scaling-{count}", images)
+            right_of_all = accuracy(seen.label, np.arange(count).repeat(each))
+            row = {"labels": count, "kept": kept, "steps": asked.label_steps, "pictures": len(images)}
+            row |= {"accuracy": right_of_all, **cost(seen)}
+            rows.append({**row, "reference_evaluations": asked.published.evaluations(count)})
     return rows
 
 

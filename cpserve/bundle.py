@@ -6,6 +6,7 @@
     kv_projections.safetensors   weight [W-D,d], the frozen K,V projections stacked in packing order
     vae_encoder.onnx             pictures [B,3,H,W] in [-1, 1] -> latents [B,4,h,w] of unit scale
     vae_decoder.onnx             the way back; the VAE's scaling factor is inside both graphs
+    kv_slope.onnx                if asked for: latents, timestep, kv [1,S,W], target -> slope (`slope.py`), at the base's size
     unet.plan, vae_decoder.plan  the same for NVIDIA's GPUs, in a bundle made for TensorRT
     tokenizer/                   CLIP's tokenizer
 
@@ -32,7 +33,7 @@ from cpserve.prompt_kv import KVSites, Site
 from cpserve.schedule import Schedule
 from cpserve.signature import Signature
 
-SCHEMA = 3
+SCHEMA = 4
 FILE_NAME = "bundle.json"
 PROJECTIONS = "kv_projections.safetensors"
 TOKENIZER = "tokenizer"
@@ -62,7 +63,8 @@ class Recipe(Document, frozen=True, kw_only=True):
 
     `modules`, `tokenizer` are hashes of configurations and vocabulary, `libraries` the versions that traced it.
     `runner` is whom it was made for, `precision` what the UNet and the decoder are computed in; `rows` are the row counts
-    and `sizes` the latent sides that are compiled (none: any), `gpus` the architectures (`sm86`).
+    and `sizes` the latent sides that are compiled (none: any), `gpus` the architectures (`sm86`), `slopes` whether the
+    error's slope is among the graphs.
     """
 
     schema_version: Annotated[int, Meta(ge=SCHEMA, le=SCHEMA)] = SCHEMA
@@ -86,6 +88,7 @@ class Recipe(Document, frozen=True, kw_only=True):
     rows: tuple[_Count, ...] = ()
     sizes: tuple[_Count, ...] = ()
     gpus: tuple[str, ...] = ()
+    slopes: bool = False
     opset: _Count
     libraries: Mapping[str, str]
 
@@ -127,7 +130,7 @@ class Bundle:
         return replace(self.spec.signature, sizes=self.manifest.recipe.sizes or None)
 
     def graph(self, name: str) -> Path:
-        """The ONNX file of `unet`, `text_encoder`, `vae_encoder` or `vae_decoder`."""
+        """The ONNX file of a graph, such as `unet`."""
         return self.root / f"{name}.onnx"
 
 

@@ -52,22 +52,37 @@ class Race:
     the answer so far.
 
     With `none` the last probability and label is that of no concept at all. A label is ruled out below a share of `error` / 2, and
-    what has 1 - `error` ends the race; 0: nothing does. `whole`: by the whole picture, without c_0 and without such an end,
-    since clutter makes odds too sure.
+    what has 1 - `error` ends the race; 0: nothing does. At most the `kept` likeliest see another draw; 0: all may. `whole`: by
+    the whole picture, without c_0 and without such an end, since clutter makes odds too sure.
     """
 
     def __init__(
-        self, labels: int, elements: int, *, error: float, none: bool = False, whole: bool = False, odds: Odds = Odds()
+        self,
+        labels: int,
+        elements: int,
+        *,
+        error: float,
+        kept: int = 0,
+        none: bool = False,
+        whole: bool = False,
+        odds: Odds = Odds(),
     ) -> None:
         self.active = np.ones(labels, bool)
         self.probabilities = np.full(labels + none, 1 / (labels + none))
         self.label = 0
         self.over = False
         self.evaluations = 0
+        self._kept = kept or labels
         self._elements, self._error, self._none, self._whole, self._odds = elements, error, none, whole, odds
         self._draws = np.zeros(labels, int)
         self._errors, self._behind = np.zeros((2, labels))
         self._better = np.zeros((labels, 1, 1))
+
+    def keep(self, labels: np.ndarray, evaluations: int) -> None:
+        """Judge only `labels`, indices that took so many `evaluations` to find; the others' probability is nothing."""
+        self.active[:] = False
+        self.active[labels] = True
+        self.evaluations += evaluations
 
     def see(self, errors: np.ndarray, generic: np.ndarray | None = None, draws: int = 1) -> None:
         """Look at the active labels' error maps `[active,h,w]`, and c_0's `[h,w]`, each the mean of `draws`."""
@@ -92,8 +107,8 @@ class Race:
             ahead *= np.maximum(better, better[best]) > 0
         self._behind[self.active] = np.maximum(ahead.sum((1, 2)), 0)  # another may be ahead by region; then they share
         unexplained = self._errors[self.label] / draws / self._elements
-        noise = (NOISE_OF_WHOLE if self._whole else c.noise) * unexplained / self._draws
-        odds = np.exp(-2 * self._behind / np.maximum(c.spread**2 * self._behind + noise, 1e-30))
+        noise = (NOISE_OF_WHOLE if self._whole else c.noise) * unexplained / np.maximum(self._draws, 1)
+        odds = np.exp(-2 * self._behind / np.maximum(c.spread**2 * self._behind + noise, 1e-30)) * (self._draws > 0)
         self.probabilities = odds / odds.sum()
         if self._none:
             even = (c.even + c.even_at_first / draws) * unexplained
@@ -105,6 +120,7 @@ class Race:
     def _rule_out(self) -> None:
         p, labels = self.probabilities, len(self.active)
         self.active &= p[:labels] >= self._error / 2 / max(1, len(p) - 1)
+        self.active[p[:labels].argsort(kind="stable")[: -self._kept]] = False
         sure = not self._whole and p.max() > 1 - self._error
         self.over = bool(sure) or (not self._none and self.active.sum() == 1)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,7 @@ class Engine(ABC):
     kind: str
     precision: str = "float32"  # that the UNet is really computed in
     device = CPU
+    slopes = True  # whether `slope` can be asked for
 
     def __init__(self, spec: BaseSpec) -> None:
         self.spec = spec
@@ -64,6 +66,29 @@ class Engine(ABC):
     @abstractmethod
     def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, *added: Tensor) -> Tensor:
         """The UNet's raw output for rows that were checked."""
+
+    def slope(self, latents: Tensor, timestep: Tensor, kv: Tensor, target: Tensor) -> Tensor:
+        """The gradient `[B,S,W]` of each row's `||target - output||^2` by its own K,V `kv [B,S,W]`; `output` is the UNet's.
+        Latents are of the base's own size.
+
+        Raises:
+            EngineError: a row is outside the signature, or of another size; the engine has no slopes (`slopes`), or it is closed.
+        """
+        if self._closed:
+            raise EngineError("the engine is closed", hint="open it again with open_engine()")
+        if not self.slopes:
+            raise EngineError("the bundle has no slopes", hint="make it again with cpserve export --slopes")
+        added = self.spec.sizes(latents)
+        self.signature.check(latents, timestep, kv, torch.arange(len(kv), device=self.device), *added)
+        own = self.spec.latent_size
+        if latents.shape[2:] != (own, own):
+            raise EngineError(f"slopes are of latents {own} by {own}", hint="cut the pictures to the base's own size")
+        rows = zip(*(x.split(1) for x in (latents, timestep, kv, target, *added)), strict=True)
+        return torch.cat(self.infer_slopes(list(rows)))
+
+    @abstractmethod
+    def infer_slopes(self, rows: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        """The gradients of rows that were checked, each of one: the way back needs all of a row's activations."""
 
     @abstractmethod
     def encode_text(self, ids: Tensor, extra: Tensor) -> Tensor:

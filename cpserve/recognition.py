@@ -21,10 +21,13 @@ from cpserve.engine import Engine
 from cpserve.errors import AdapterError, EngineError
 from cpserve.prompts import Prompt
 from cpserve.score import Draw, draws, error_maps
+from cpserve.slope import EVALUATIONS, slope_of_error
 
 NONE = "none of these"
 GENERIC_PROMPT = "a photo"
 ROWS = 64  # of one UNet call
+SLOPES = 8  # draws that tell which of many labels are judged
+MANY = 2  # times as many labels as are kept: to ask fewer once costs no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,9 @@ class Judging:
     """How to judge: by at most `draws` of (t, noise) a picture and label, fewer where a label is ruled out or an answer sure, at
     the `error` rate (0: never); see `elimination.Race`. Timesteps from `low` to `high` as shares of the schedule's length: the
     ends mislead (LOG.md). `none`: whether "none of these" may be the answer. `whole`: by the error of the whole picture, as in
-    the papers, in place of the regions that a concept explains; among the known only.
+    the papers, in place of the regions that a concept explains; among the known only. At most the `kept` likeliest labels go on
+    after the first draw; of more than twice as many, only they are judged at all, the likeliest to first order (`slope.py`),
+    where the engine can. 0: all may, as without an `error` and by the whole picture.
     """
 
     draws: int = 16
@@ -43,6 +48,7 @@ class Judging:
     template: str = "a photo of {}"
     none: bool = True
     whole: bool = False
+    kept: int = 12
 
     @property
     def middle(self) -> float:
@@ -133,9 +139,13 @@ def _raced(engine: Engine, images: Sequence[Image.Image], adapter: Adapter, judg
     texts = labels_of(adapter, replace(judging, none=True)).values()  # c_0 is what regions are judged against
     bank, slots = engine.bank.packed([Prompt(text, adapter) for text in texts])
     latents = latents_of(engine, images)
-    labels = len(texts) - (not whole)
-    races = [Race(labels, engine.spec.elements, error=judging.error, none=none, whole=whole) for _ in images]
     plan, size = draws_of(engine, judging, latents), 2 if whole else 1
+    labels, kept = len(texts) - 1, judging.kept if judging.error and not whole else 0
+    races = [Race(labels, engine.spec.elements, error=judging.error, kept=kept, none=none, whole=whole) for _ in images]
+    if engine.slopes and 0 < MANY * kept < labels:
+        first = Draw(plan.t[:SLOPES], plan.noise[:SLOPES])
+        for race, latent in zip(races, latents, strict=True):
+            race.keep(_likeliest(engine, bank, slots[:-1], latent, first)[:kept], EVALUATIONS * len(first.t))
     for t, noise in zip(plan.t.split(size), plan.noise.split(size), strict=True):
         asked = np.stack([race.active & (not race.over) for race in races])
         if not whole:
@@ -148,6 +158,15 @@ def _raced(engine: Engine, images: Sequence[Image.Image], adapter: Adapter, judg
         if all(race.over for race in races):
             break
     return races
+
+
+def _likeliest(engine: Engine, bank: Tensor, slots: Tensor, latent: Tensor, draw: Draw) -> np.ndarray:
+    """The labels of a picture, by what the error's slope at their mean K,V says of each, the likeliest first."""
+    share = torch.bincount(slots, minlength=len(bank)).to(bank) / len(slots)
+    slope = slope_of_error(engine, latent, draw, torch.tensordot(share, bank, 1))
+    rising = bank.flatten(1) @ slope.flatten()
+    order: np.ndarray = rising[slots].argsort(stable=True).cpu().numpy()
+    return order
 
 
 def _maps(engine: Engine, bank: Tensor, slots: Tensor, latents: Tensor, asked: np.ndarray, look: Draw) -> np.ndarray:

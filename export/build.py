@@ -25,6 +25,7 @@ from cpserve.bundle import (
     TOKENIZER,
     Bundle,
     BundleManifest,
+    Precision,
     Recipe,
     SiteEntry,
     file_entry,
@@ -156,9 +157,9 @@ def _action(out: Path, recipe: Recipe) -> Literal["build", "replace", "up to dat
 
 def _files(base: BaseModel, recipe: Recipe) -> tuple[PlannedFile, ...]:
     projections = 4 * base.spec.sites.weight.numel()
-    parts = graphs(base)
+    parts = graphs(base, slopes=recipe.slopes)
     sizes = {g.name: 4 * sum(p.numel() for p in g.module.parameters()) for g in parts}
-    sizes["unet"] -= projections
+    sizes |= {name: sizes[name] - projections for name in ("unet", "kv_slope") if name in sizes}
     plans = (
         {"unet": 4 << 20, "vae_decoder": 1 << 20} if recipe.runner == "trt" else {}
     )  # bytes of kernels a profile and GPU
@@ -199,6 +200,7 @@ def _recipe(base: BaseModel, target: Target) -> Recipe:
         rows=target.rows,
         sizes=tuple(side // spec.vae_factor for side in target.sizes),
         gpus=target.gpus,
+        slopes=target.slopes,
         opset=OPSET,
         libraries={name: _version(name) for name in LIBRARIES} | _tensorrt(target),
     )
@@ -238,7 +240,8 @@ def _tensorrt(target: Target) -> dict[str, str]:
 def _build(plan: Plan, root: Path, progress: Progress) -> Bundle:
     spec, recipe = plan.base.spec, plan.recipe
     root.mkdir()
-    for graph in graphs(plan.base, "float32" if recipe.runner == "openvino" else recipe.precision):
+    precision: Precision = "float32" if recipe.runner == "openvino" else recipe.precision
+    for graph in graphs(plan.base, precision, slopes=recipe.slopes):
         progress(f"compiling {graph.what}")
         write_graph(graph, root)
     (root / PROJECTIONS).write_bytes(save({"weight": spec.sites.weight.cpu().contiguous()}))

@@ -1,8 +1,8 @@
 """Torch modules in, ONNX files out: the UNet with its packed K,V, and the text encoder and VAE beside it.
 
-Knows how to trace; does not know what a bundle is (`build.py`). Every graph takes and gives float32, at any batch, picture
-size and number of prompts; the UNet and the decoder may compute in float16 inside. VAE graphs speak latents of unit
-scale, as `BaseModel` does: no runner scales them again.
+Knows how to trace; does not know what a bundle is (`build.py`). Every graph takes and gives float32, all but the slope at
+any batch, picture size and number of prompts; the UNet and the decoder may compute in float16 inside. VAE graphs speak latents
+of unit scale, as `BaseModel` does: no runner scales them again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from torch.export import Dim
 
 from cpserve.base import BaseModel
 from cpserve.bundle import Precision
+from cpserve.slope import SlopeOfError
+from export.plain_backward import traced
 
 OPSET = 20  # the last one that ONNX Runtime's CPU kernels cover entirely
 Axes = dict[int, Any]
@@ -30,7 +32,9 @@ Axes = dict[int, Any]
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """One ONNX file to be: the torch module that it stands for, an example of its inputs by name, their free axes."""
+    """One ONNX file to be: the torch module that it stands for, an example of its inputs by name, their free axes
+    (none: it takes just such inputs).
+    """
 
     name: str
     what: str
@@ -59,14 +63,14 @@ class _Half(_Call):
         return self.function(*(x.half() if x.ndim > 2 else x for x in inputs)).float()
 
 
-def graphs(base: BaseModel, precision: Precision = "float32") -> tuple[Graph, ...]:
-    """The four graphs of a base model; the UNet and the decoder compute in `precision`, float32 or float16."""
+def graphs(base: BaseModel, precision: Precision = "float32", *, slopes: bool = False) -> tuple[Graph, ...]:
+    """The graphs of a base model, with `slopes` five; the UNet and the decoder compute in `precision`, float32 or float16."""
     unet, (encoder, decoder) = _unet(base), _vae(base)
     if precision == "float16":
         half = replace(base, unet=copy.deepcopy(base.unet).half(), vae=copy.deepcopy(base.vae).half())
         unet = replace(unet, module=_Half(half.unet, half.unet))
         decoder = replace(decoder, module=_Half(half.decode, half.vae.decoder, half.vae.post_quant_conv))  # type: ignore[arg-type]
-    return (unet, _text_encoder(base), encoder, decoder)
+    return (unet, _text_encoder(base), encoder, decoder, *([_slope(base)] if slopes else []))
 
 
 # Axes of an example differ from each other and are more than one, else the tracer takes them for equal or constant.
@@ -93,6 +97,19 @@ def _unet(base: BaseModel) -> Graph:
         free[: len(example)],
         spec.signature.output.name,
     )
+
+
+def _slope(base: BaseModel) -> Graph:
+    spec = base.spec
+    latents = torch.zeros(1, spec.channels, spec.latent_size, spec.latent_size)
+    example = {
+        "latents": latents,
+        "timestep": torch.zeros(1),
+        "kv": torch.zeros(1, spec.tokens, spec.sites.packed_width),
+        "target": latents.clone(),  # the tracer tells inputs apart by identity
+    }
+    example |= dict(zip(["added"], spec.sizes(latents), strict=False))
+    return Graph("kv_slope", "the slope of the UNet's error by K,V", SlopeOfError(base.unet), example, (), "slope")
 
 
 def _text_encoder(base: BaseModel) -> Graph:
@@ -140,13 +157,15 @@ def _sides(multiple: int) -> Axes:
 
 def write_graph(graph: Graph, folder: Path) -> None:
     """Trace and save `<name>.onnx`. Weights past 1.5 GiB go to a file beside it, since protobuf ends at 2 GiB."""
-    shapes: tuple[Any, ...] = graph.free
+    inputs = tuple(graph.example.values())
+    shapes: tuple[Any, ...] | None = graph.free or None
     if isinstance(graph.module, _Call):
         shapes = (shapes,)  # the tracer sees one argument, `*inputs`
     with _plain_upsampling(graph.module), _quiet(), torch.no_grad():
+        module = traced(graph.module, *inputs) if isinstance(graph.module, SlopeOfError) else graph.module
         program = torch.onnx.export(
-            graph.module,
-            tuple(graph.example.values()),
+            module,
+            inputs,
             input_names=list(graph.example),
             output_names=[graph.output],
             dynamic_shapes=shapes,

@@ -24,7 +24,7 @@ def check_parity(reference: Engine, candidate: Engine, precision: Precision = "f
     step, sizes = reference.spec.multiple, candidate.signature.sizes
     side = (sizes[0], sizes[0]) if sizes else (2 * step, 4 * step)
     ours, theirs = (_outputs(engine, reference, side) for engine in (reference, candidate))
-    figures = {name: float((ours[name] - theirs[name]).abs().max()) for name in ours}
+    figures = {name: float((ours[name] - theirs[name]).abs().max()) for name in theirs}
     for name, figure in figures.items():
         if not figure <= limit * max(1.0, float(ours[name].abs().max())):  # so that NaN fails, too
             raise EngineError(
@@ -52,4 +52,7 @@ def _outputs(engine: Engine, reference: Engine, side: tuple[int, int]) -> dict[s
         "vae_encoder": engine.encode_pictures(pictures),
         "vae_decoder": engine.decode(latents[:2].to(engine.device)),
     }
+    if engine.slopes:
+        own = torch.randn(2, spec.channels, spec.latent_size, spec.latent_size, generator=draw)
+        outputs["kv_slope"] = engine.slope(*(x.to(engine.device) for x in (own, timestep[:2], bank[:2], own.flip(0))))
     return {name: output.cpu() for name, output in outputs.items()}

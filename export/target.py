@@ -16,13 +16,16 @@ DEFAULT_GPUS = ("sm86", "sm89", "sm120")  # GeForce 30, 40 and 50
 
 @dataclass(frozen=True)
 class Target:
-    """`precision` None is the fastest sound one here; `rows` are row counts, `sizes` sides in pixels, `gpus` as in `GPUS`."""
+    """`precision` None is the fastest sound one here; `rows` are row counts, `sizes` sides in pixels, `gpus` as in `GPUS`.
+    `slopes`: with what `classify` asks few of many labels by.
+    """
 
     runner: RunnerName = "onnx"
     precision: Precision | None = None
     rows: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
     gpus: tuple[str, ...] = ()
+    slopes: bool = False
 
 
 def resolve(target: Target, base: BaseModel) -> Target:

@@ -110,6 +110,9 @@ def classify(
     with open_for(common, engine, bundle, base) as opened:
         name, adapter = read_adapters(common, opened, [ref])[ref]
         judging = _judging(draws, error)
+        known = len(adapter.manifest.concepts)
+        if not opened.slopes and known > judging.kept:
+            click.echo(f"each of {known} concepts is asked; a bundle of cpserve export --slopes asks few", err=True)
         labels = _table(out, name, adapter, opened.spec.entry.fingerprint.weights, judging)
         expected, done = total(paths), 0
         kept = f"{out} holds all that was judged; go on with --resume" if out else ""

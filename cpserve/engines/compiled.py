@@ -43,6 +43,7 @@ class CompiledEngine(Engine):
         self.bundle = read_bundle(path)
         super().__init__(self.bundle.spec)
         self.signature = self.bundle.signature
+        self.slopes = self.bundle.manifest.recipe.slopes
         self.threads = threads
         self.builds: Counter[str] = Counter()
         self._runners: dict[tuple[str, Shape, int], Runner] = {}
@@ -69,6 +70,13 @@ class CompiledEngine(Engine):
 
     def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, *added: Tensor) -> Tensor:
         return self._by_rows("unet", [latents, timestep, slot, *added], lambda z, t, s, *a: (z, t, kv_bank, s, *a))
+
+    def infer_slopes(self, rows: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        outputs = []
+        for cut in turns(len(rows), (1,), self.streams):
+            runner = self._runner("kv_slope", ANY, len(cut))
+            outputs += [output() for output in [runner(*row) for each in cut for row in rows[each]]]
+        return outputs
 
     def encode_text(self, ids: Tensor, extra: Tensor) -> Tensor:
         return self._runner("text_encoder", ANY)(ids, extra)()

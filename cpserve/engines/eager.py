@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from cpserve.base import BaseModel
 from cpserve.engine import Engine
+from cpserve.slope import SlopeOfError
 
 
 class EagerEngine(Engine):
@@ -26,6 +28,10 @@ class EagerEngine(Engine):
     def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, *added: Tensor) -> Tensor:
         output: Tensor = self.base.unet(latents, timestep, kv_bank, slot, *added)
         return output
+
+    def infer_slopes(self, rows: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        slope = SlopeOfError(self.base.unet)
+        return [slope(*row) for row in rows]
 
     @torch.no_grad()
     def encode_text(self, ids: Tensor, extra: Tensor) -> Tensor:
@@ -58,6 +64,14 @@ class CompileEngine(EagerEngine):
         dtype = getattr(torch, self.precision)  # float16 and bfloat16 know no fractions of large numbers: t, sizes stay
         output: Tensor = self.base.unet(latents.to(dtype), timestep, kv_bank.to(dtype), slot, *added)
         return output.float()
+
+    def infer_slopes(self, rows: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        dtype = getattr(torch, self.precision)
+        as_it_is = SlopeOfError(self.base.unet.forward)  # the way back would be compiled anew
+        return [
+            as_it_is(z.to(dtype), t, kv.to(dtype), target.to(dtype), *added).float()
+            for z, t, kv, target, *added in rows
+        ]
 
 
 def half_precision(device: torch.device) -> torch.dtype:

@@ -45,6 +45,8 @@ class OpenvinoEngine(CompiledEngine):
         if shape != ANY:
             axes = dict(zip("BChw", shape, strict=True)) | {"P": -1}  # the number of prompts stays free
             model.reshape(self.signature.shapes(axes) if graph == "unet" else shape)
+        if graph == "kv_slope":
+            _unshare(model)
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": HINTS[self.precision if graph in LOWERED else "float32"],
@@ -74,6 +76,17 @@ class OpenvinoEngine(CompiledEngine):
             return output
 
         return begin
+
+
+def _unshare(model: Any) -> None:
+    """A copy of a weight for each of its users: OpenVINO takes a square matrix that is used both ways, as backward passes do, for
+    the same packed weights (2026.4: wrong by as much as the output is large).
+    """
+    from openvino import op
+
+    for constant in [o for o in model.get_ops() if o.get_type_name() == "Constant"]:
+        for user in list(constant.output(0).get_target_inputs())[1:]:
+            user.replace_source_output(op.Constant(constant.data.copy()).output(0))
 
 
 def load_core() -> Any:

@@ -120,7 +120,7 @@ class Race:
     def _rule_out(self) -> None:
         p, labels = self.probabilities, len(self.active)
         self.active &= p[:labels] >= self._error / 2 / max(1, len(p) - 1)
-        self.active[p[:labels].argsort(kind="stable")[: -self._kept]] = False
+        self.active &= p[:labels] >= np.sort(p[:labels])[-self._kept]  # equals go on together
         sure = not self._whole and p.max() > 1 - self._error
         self.over = bool(sure) or (not self._none and self.active.sum() == 1)
 

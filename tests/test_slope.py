@@ -149,18 +149,18 @@ def test_without_slopes_few_see_another_draw(bases: dict[str, BaseModel], adapte
     """All labels and c_0 see the first draw, only those kept the others."""
     with EagerEngine(bases["sdxl"]) as engine:
         engine.slopes = False
-        [answer] = classify(engine, images(1), adapter, FEW)
+        [answer] = classify(engine, images(1), adapter, replace(FEW, error=1e-6, none=False))
     assert all(answer.probabilities.values())
     assert len(NAMES) + 1 < answer.evaluations <= len(NAMES) + 1 + (FEW.draws - 1) * (FEW.kept + 1)
 
 
 @given(st.integers(0, 2**16), st.integers(1, 5))
 def test_the_likeliest_are_kept(seed: int, kept: int) -> None:
-    """After a draw at most so many labels go on, no likelier one is left out, and the answer so far is among them."""
+    """After a draw so many labels go on and their equals, no likelier one is left out, and the answer so far is among them."""
     rng, race = np.random.default_rng(seed), Race(5, 1024, error=1e-9, kept=kept)
     race.see(rng.uniform(3, 5, (5, 8, 8)), rng.uniform(3, 5, (8, 8)))
     p = race.probabilities
-    assert race.active.sum() <= kept
+    assert (p > p[race.active].min()).sum() < kept
     assert race.active[race.label]
     assert p[race.active].min() >= np.sort(p)[-kept]
 

@@ -98,6 +98,7 @@ SAME = {
     "88aa8a4af80f": frozenset({*METHODS, *BOUNDS}),  # a variable's type
     "6ebf964e6a53": frozenset({*METHODS, *BOUNDS}),  # "none of these", no answer there; sums in another order
     "792a44c374a2": frozenset({*METHODS, *BOUNDS}),  # judged by region, but not there
+    "431233e17b84": frozenset({*METHODS, *BOUNDS}),  # few of many labels, but not by the whole picture
     "141a233a9a4e": frozenset({*METHODS, *BOUNDS}),  # draws in another order, but not by the whole picture
 }
 """By the sources that lines were made with, the methods that have learned the same since, bit for bit (LOG.md)."""

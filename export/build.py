@@ -73,7 +73,8 @@ class Plan:
     @property
     def seconds(self) -> int:
         """About how long building takes on two CPU cores: tracing costs the same whatever the width, the rest goes by weights."""
-        return 0 if self.action == "up to date" else 25 + 25 * self.bytes // (1 << 30)
+        tracing = 25 + 85 * self.recipe.slopes
+        return 0 if self.action == "up to date" else tracing + 25 * self.bytes // (1 << 30)
 
     def execute(self, progress: Progress | None = None) -> Bundle:
         """Do it; `progress` is told what begins.

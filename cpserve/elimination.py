@@ -72,7 +72,7 @@ class Race:
         self.label = 0
         self.over = False
         self.evaluations = 0
-        self._kept = kept or labels
+        self._kept = min(kept or labels, labels)
         self._elements, self._error, self._none, self._whole, self._odds = elements, error, none, whole, odds
         self._draws = np.zeros(labels, int)
         self._errors, self._behind = np.zeros((2, labels))

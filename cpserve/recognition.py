@@ -140,7 +140,7 @@ def _raced(engine: Engine, images: Sequence[Image.Image], adapter: Adapter, judg
     bank, slots = engine.bank.packed([Prompt(text, adapter) for text in texts])
     latents = latents_of(engine, images)
     plan, size = draws_of(engine, judging, latents), 2 if whole else 1
-    labels, kept = len(texts) - 1, judging.kept if judging.error and not whole else 0
+    labels, kept = len(texts) - (not whole), judging.kept if judging.error and not whole else 0
     races = [Race(labels, engine.spec.elements, error=judging.error, kept=kept, none=none, whole=whole) for _ in images]
     if engine.slopes and 0 < MANY * kept < labels:
         first = Draw(plan.t[:SLOPES], plan.noise[:SLOPES])

@@ -164,9 +164,8 @@ def _likeliest(engine: Engine, bank: Tensor, slots: Tensor, latent: Tensor, draw
     """The labels of a picture, by what the error's slope at their mean K,V says of each, the likeliest first."""
     share = torch.bincount(slots, minlength=len(bank)).to(bank) / len(slots)
     slope = slope_of_error(engine, latent, draw, torch.tensordot(share, bank, 1))
-    rising = bank.flatten(1) @ slope.flatten()
-    order: np.ndarray = rising[slots].argsort(stable=True).cpu().numpy()
-    return order
+    rising = _finite((bank.flatten(1) @ slope.flatten())[slots].cpu().numpy())
+    return rising.argsort(kind="stable")
 
 
 def _maps(engine: Engine, bank: Tensor, slots: Tensor, latents: Tensor, asked: np.ndarray, look: Draw) -> np.ndarray:
@@ -182,7 +181,10 @@ def _maps(engine: Engine, bank: Tensor, slots: Tensor, latents: Tensor, asked: n
     for rows in torch.arange(len(picture)).split(ROWS):
         draw = Draw(look.t[which[rows]], look.noise[which[rows]])
         parts.append(error_maps(denoise, engine.spec.schedule, latents[picture[rows]], draw, slots[label[rows]]).cpu())
-    made: np.ndarray = torch.cat(parts).double().unflatten(0, (size, -1)).mean(0).numpy()
+    return _finite(torch.cat(parts).double().unflatten(0, (size, -1)).mean(0).numpy())
+
+
+def _finite(made: np.ndarray) -> np.ndarray:
     if not np.isfinite(made).all():
         raise EngineError("the engine predicts no finite noise", hint="judge in float32: --engine eager")
     return made

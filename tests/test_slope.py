@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,9 +136,9 @@ def test_an_answer_depends_on_no_neighbour_and_no_order(bases: dict[str, BaseMod
 
 
 @pytest.mark.parametrize("all_of_them", [{"kept": 0}, {"error": 0.0}])
-def test_all_labels_may_be_judged(bases: dict[str, BaseModel], adapter: Adapter, all_of_them: dict[str, float]) -> None:
+def test_all_labels_may_be_judged(bases: dict[str, BaseModel], adapter: Adapter, all_of_them: dict[str, Any]) -> None:
     """Where all are kept, and where none may be ruled out: the same answer with slopes and without, all labels with a share."""
-    judging = replace(FEW, **all_of_them)  # type: ignore[arg-type]
+    judging = replace(FEW, **all_of_them)
     with EagerEngine(bases["sdxl"]) as engine:
         answer = classify(engine, images(1), adapter, judging)[0]
         engine.slopes = False
@@ -163,6 +164,17 @@ def test_the_likeliest_are_kept(seed: int, kept: int) -> None:
     assert (p > p[race.active].min()).sum() < kept
     assert race.active[race.label]
     assert p[race.active].min() >= np.sort(p)[-kept]
+
+
+def test_slopes_that_are_no_numbers_are_refused(bases: dict[str, BaseModel], adapter: Adapter) -> None:
+    """An overflow in half precision, say: no label is chosen by it."""
+
+    class Overflowing(EagerEngine):
+        def infer_slopes(self, rows: Sequence[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
+            return [slope * np.inf for slope in super().infer_slopes(rows)]
+
+    with Overflowing(bases["sdxl"]) as engine, pytest.raises(EngineError, match="finite"):
+        classify(engine, images(1), adapter, FEW)
 
 
 def test_a_race_of_few_labels_is_theirs_alone() -> None:

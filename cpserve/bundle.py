@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Struct
 from safetensors import SafetensorError
 
 from cpserve.base import BaseSpec
@@ -112,6 +113,17 @@ class BundleManifest(Document, frozen=True):
         (root / FILE_NAME).write_bytes(self.dump())
 
 
+class _OlderRecipe(Struct):
+    schema_version: Annotated[int, Meta(ge=1, lt=SCHEMA)]
+
+
+class _Older(Struct):
+    """What the manifests of older schemas have in common."""
+
+    recipe: _OlderRecipe
+    files: tuple[FileEntry, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Bundle:
     """A verified bundle; `spec` is what its engines share with the base model that it was made from."""
@@ -150,6 +162,17 @@ def read_manifest(root: Path) -> BundleManifest:
     if manifest.recipe.key != manifest.key:
         raise EngineError(f"{path} was changed after the bundle was made", hint=AGAIN)
     return manifest
+
+
+def files_listed(root: Path) -> tuple[FileEntry, ...]:
+    """The files that a bundle of this schema or an older one says it has; they are not looked at.
+
+    Raises:
+        EngineError: as `read_manifest`.
+    """
+    with suppress(OSError, ValueError):
+        return msgspec.json.decode((root / FILE_NAME).read_bytes(), type=_Older).files
+    return read_manifest(root).files
 
 
 def read_bundle(root: Path) -> Bundle:

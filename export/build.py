@@ -29,8 +29,8 @@ from cpserve.bundle import (
     Recipe,
     SiteEntry,
     file_entry,
+    files_listed,
     read_bundle,
-    read_manifest,
 )
 from cpserve.engine import open_engine
 from cpserve.engines.eager import EagerEngine
@@ -141,19 +141,15 @@ def _action(out: Path, recipe: Recipe) -> Literal["build", "replace", "up to dat
         hint="choose another --out, or delete it",
     )
     try:
-        manifest = read_manifest(out)
+        known = {FILE_NAME, *(entry.path for entry in files_listed(out))}
     except EngineError:
         raise refusal from None
-    known = {FILE_NAME, *(entry.path for entry in manifest.files)}
     if any(p.relative_to(out).as_posix() not in known for p in out.rglob("*") if not p.is_dir()):
         raise refusal
-    if manifest.key != recipe.key:
-        return "replace"
     try:
-        read_bundle(out)
+        return "up to date" if read_bundle(out).key == recipe.key else "replace"
     except EngineError:
         return "replace"
-    return "up to date"
 
 
 def _files(base: BaseModel, recipe: Recipe) -> tuple[PlannedFile, ...]:

@@ -232,6 +232,22 @@ def test_what_is_not_a_bundle_is_left_alone(base: BaseModel, bundle: Path, tmp_p
     assert not traced
 
 
+def test_a_bundle_of_an_older_schema_is_replaced(base: BaseModel, bundle: Path, traced: list[str]) -> None:
+    """What an earlier version made is not read, but made again in its place, unless something else lies in it."""
+    manifest = json.loads((bundle / FILE_NAME).read_text())
+    manifest["recipe"] = {"schema_version": 3, "of": "fields unknown"}
+    (bundle / FILE_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(EngineError, match="schema_version"):
+        read_bundle(bundle)
+    (bundle / "notes.txt").write_text("mine")
+    with pytest.raises(EngineError, match="left alone"):
+        export_onnx(base, bundle)
+    (bundle / "notes.txt").unlink()
+    assert plan_export(base, bundle).action == "replace"
+    assert read_bundle(export_onnx(base, bundle).root).key == plan_export(base, bundle).recipe.key
+    assert traced
+
+
 @pytest.mark.usefixtures("traced")
 def test_graphs_that_differ_are_not_let_out(shape: str, tmp_path: Path) -> None:
     """Graphs that compute something other than the base are an error, and neither bundle nor litter appears."""

@@ -133,6 +133,8 @@ class Work:
     root: Path
     asked: Asked
     base: BaseModel
+    results: Path
+    """Where the reference's lines are kept."""
     engines: dict[str, Engine] = field(default_factory=dict)
 
     @property

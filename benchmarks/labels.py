@@ -15,8 +15,9 @@ the threshold at 5 % false alarms is fitted on further pictures of the known con
 of rivals taking turns. The levers are judged from one table of errors. Beside ours: Lite0's nearest class mean.
 
 Everything learned and measured is kept in `--work` by what it depends on (base, settings, seed, labels, code that judges): a
-killed run goes on where it was, and two terminals share the work (each is then slower, which its seconds in bulk show). Each
-seed is one line in `results/labels.jsonl`, and one that stands there is not run again.
+killed run goes on where it was, and two terminals share the work (each is then slower, which its seconds in bulk show). What
+the reference says is kept in `results/published.jsonl`, too. Each seed is one line in `results/labels.jsonl`, and one that
+stands there is not run again.
 
     python tools/emoji64/sources.py && python tools/emoji64/render.py     # the drawings, once
     python benchmarks/labels.py [--engine openvino] # hours; most of them the reference's
@@ -58,15 +59,16 @@ from benchmarks.error_tables import (
 from benchmarks.label_table import table, together
 from benchmarks.label_work import NEVER_TAUGHT, QUICK, ROOT, TAUGHT, Asked, Images, Work, pictures, subjects
 from benchmarks.lite0 import JUDGE, likeness, lite0_layout
+from benchmarks.published import published
 from benchmarks.staged import once
-from benchmarks.timing import RESULTS, interleaved, keep, medians
+from benchmarks.timing import RESULTS, interleaved, keep, kept_lines, medians
 from cpserve.adapter import Adapter
 from cpserve.engine import Engine
 from cpserve.features import encoder_for
 from cpserve.measures import unit
 from cpserve.recognition import Judging, classify
 
-FILE = RESULTS / "labels.jsonl"
+NAME = "labels"
 ALONE = 20
 JUDGES = ("recognition", "elimination", "slope", "score", "schedule")  # modules that ours depends on
 FALSE_ALARMS = 0.05
@@ -126,23 +128,8 @@ def part_taught(work: Work) -> list[str]:
 
 def part_reference(work: Work) -> tuple[dict[str, Any], np.ndarray]:
     """The reference on torch, and its labels."""
-    asked, plan, engine = work.asked, work.asked.published, work.engine("eager")
-    tables = []
-    for seed, adapter in work.adapters.items():
-        do = partial(_each, partial(plan.errors, work.labels(engine, adapter, work.closed)))
-        depends = {"adapter": adapter.content_hash, "plan": asdict(plan), "engine": engine.kind}
-        tables.append(work.staged(f"reference-{seed}", work.images(seed), 1, do, **depends)[0])
-    squares, absolute = np.moveaxis(np.concatenate(tables), -1, 0)
-    label, truth = plan.label(squares), asked.truth
-    return {
-        **asdict(plan),
-        "engine": engine.kind,
-        "precision": engine.precision,
-        **right(asked, label),
-        "accuracy_of_absolute_errors": accuracy(plan.label(absolute), truth),
-        "evaluations": mean((~np.isnan(squares)).sum((1, 2)), 1),
-        "curve": plan.curve(squares, truth),
-    }, label
+    said, label = published(work)
+    return said | right(work.asked, label), label
 
 
 def _each(do: Callable[[Image.Image], np.ndarray], some: Images) -> np.ndarray:
@@ -310,13 +297,9 @@ def key(work: Work) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def kept() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
-
-
 def stands(work: Work) -> bool:
     """Whether there is a line of this work already, from another process perhaps."""
-    return any(line.items() >= key(work).items() for line in kept())
+    return any(line.items() >= key(work).items() for line in kept_lines(NAME))
 
 
 def alike(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -368,20 +351,20 @@ def main() -> None:
     arguments.add_argument("--table", action="store_true")
     given = arguments.parse_args()
     if given.table:
-        print(table(together(alike(kept()))))
+        print(table(together(alike(kept_lines(NAME)))))
         return
     asked, base = asked_of(given), cpserve.load_base(given.base or Asked.base)
-    made = []
+    results, made = given.work if given.quick else RESULTS, []
     for seed in asked.seeds:
-        with closing(Work(given.work, replace(asked, seeds=(seed,)), base)) as work:
+        with closing(Work(given.work, replace(asked, seeds=(seed,)), base, results)) as work:
             if given.only:
                 print(PARTS[given.only](work))
             elif given.quick or not stands(work):
                 made.append(key(work) | result(work, first=seed == Asked.seeds[0]))
                 if not (given.quick or stands(work)):
-                    keep("labels", made[-1])
+                    keep(NAME, made[-1])
     if made:
-        print(table(together(made if given.quick else alike(kept()))))
+        print(table(together(made if given.quick else alike(kept_lines(NAME)))))
 
 
 if __name__ == "__main__":

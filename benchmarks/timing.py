@@ -78,12 +78,18 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def keep(benchmark: str, result: Mapping[str, Any]) -> None:
-    """Print the result as the last line, and append it to `results/`."""
+def keep(benchmark: str, result: Mapping[str, Any], folder: Path = RESULTS) -> None:
+    """Print the result as the last line, and append it to `folder`'s."""
     libraries = {name: version(name) for name in LIBRARIES}
     today = dt.datetime.now(dt.UTC).date().isoformat()
     line = json.dumps({"benchmark": benchmark, "date": today, "machine": machine(), "libraries": libraries, **result})
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{benchmark}.jsonl").open("a", encoding="utf-8") as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{benchmark}.jsonl").open("a", encoding="utf-8") as file:
         file.write(line + "\n")
     print(line)
+
+
+def kept_lines(benchmark: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The lines in `folder`, oldest first."""
+    path = folder / f"{benchmark}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

@@ -78,6 +78,15 @@ def test_a_dry_run_tells_files_bytes_and_time(folders: dict[str, Path], tmp_path
     assert told["bytes"] == sum(f["bytes"] for f in told["files"]) > 0
     assert told["seconds"] > 0
     assert "unet.onnx" in run(*command).stdout
+
+
+def test_slopes_are_one_graph_more(folders: dict[str, Path], tmp_path: Path) -> None:
+    """`--slopes` adds the slope's graph to the bundle, and the time that it takes, and nothing else."""
+    command = ("export", "--onnx", "--out", tmp_path / "b", "--base", folders["sd21"], "--dry-run", "--json")
+    plain, more = (json.loads(run(*command, *option).stdout) for option in ((), ("--slopes",)))
+    named = [[f["name"] for f in told["files"]] for told in (plain, more)]
+    assert sorted(named[1]) == sorted([*named[0], "kv_slope.onnx"])
+    assert more["seconds"] > plain["seconds"]
     assert not any(tmp_path.iterdir())
 
 

@@ -239,7 +239,7 @@ def raced(
     """What `classify` makes of a picture's error maps `[looks,L+1,h,w]`, c_0 the last label; by the whole picture a look is the
     mean of a pair.
     """
-    kept = 0 if whole else Judging.kept
+    kept = Judging.kept if error and not whole else 0
     race = Race(looks.shape[1] - 1, elements, error=error, kept=kept, none=none, whole=whole, odds=odds or Odds())
     for look in looks:
         if race.over:

@@ -89,7 +89,7 @@ def table(line: dict[str, Any]) -> str:
     tables = [
         markdown(head, rows),
         markdown(["right (evaluations)", *[""] * wide], levers),
-        markdown(["labels", "judged", "steps", "evaluations", "as published", "s each, many", "right"], scaling),
+        markdown(["labels", "kept", "steps", "evaluations", "as published", "s each, many", "right"], scaling),
     ]
     return "\n\n".join([tables[0], said, *tables[1:]])
 

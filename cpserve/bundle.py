@@ -6,7 +6,8 @@
     kv_projections.safetensors   weight [W-D,d], the frozen K,V projections stacked in packing order
     vae_encoder.onnx             pictures [B,3,H,W] in [-1, 1] -> latents [B,4,h,w] of unit scale
     vae_decoder.onnx             the way back; the VAE's scaling factor is inside both graphs
-    kv_slope.onnx                if asked for: latents, timestep, kv [1,S,W], target -> slope (`slope.py`), at the base's size
+    kv_slope.onnx                if asked for: latents, timestep, kv [1,S,W], target, for SDXL added -> slope
+                                 (`slope.py`), at the base's own size
     unet.plan, vae_decoder.plan  the same for NVIDIA's GPUs, in a bundle made for TensorRT
     tokenizer/                   CLIP's tokenizer
 
@@ -170,7 +171,7 @@ def files_listed(root: Path) -> tuple[FileEntry, ...]:
     Raises:
         EngineError: as `read_manifest`.
     """
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         return msgspec.json.decode((root / FILE_NAME).read_bytes(), type=_Older).files
     return read_manifest(root).files
 
@@ -184,7 +185,7 @@ def read_bundle(root: Path) -> Bundle:
     manifest = read_manifest(root)
     for entry in manifest.files:
         _verify(root, entry)
-    needed = {PROJECTIONS, *(f"{name}.onnx" for name in manifest.parity)}
+    needed = {PROJECTIONS, *(f"{name}.onnx" for name in manifest.parity), *(["kv_slope.onnx"] * manifest.recipe.slopes)}
     for path in needed - {entry.path for entry in manifest.files}:
         raise EngineError(f"{root / path} is missing from the bundle", hint=AGAIN)
     try:
@@ -202,10 +203,12 @@ def file_entry(root: Path, path: Path) -> FileEntry:
 
 def _verify(root: Path, entry: FileEntry) -> None:
     path = root / entry.path
-    # a bundle may come from somebody else: its list of files must not lead out of its folder
-    inside = path.resolve().is_relative_to(root.resolve())
-    if not inside or not path.is_file():
-        raise EngineError(f"{path} is missing from the bundle", hint=AGAIN)
+    try:  # a bundle may come from somebody else: its list of files must not lead out of its folder
+        found = path.resolve().is_relative_to(root.resolve()) and path.is_file()
+    except (OSError, ValueError):  # too long a name, a NUL in it
+        found = False
+    if not found:
+        raise EngineError(f"{plain(path)} is missing from the bundle", hint=AGAIN)
     if path.stat().st_size != entry.size or file_entry(root, path) != entry:
         raise EngineError(f"{path} is not the file that the bundle was made with", hint=AGAIN)
 

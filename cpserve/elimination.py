@@ -72,7 +72,7 @@ class Race:
         self.label = 0
         self.over = False
         self.evaluations = 0
-        self._kept = min(kept or labels, labels)
+        self._kept, self._judged = kept or labels, labels
         self._elements, self._error, self._none, self._whole, self._odds = elements, error, none, whole, odds
         self._draws = np.zeros(labels, int)
         self._errors, self._behind = np.zeros((2, labels))
@@ -82,6 +82,7 @@ class Race:
         """Judge only `labels`, indices that took so many `evaluations` to find; the others' probability is nothing."""
         self.active[:] = False
         self.active[labels] = True
+        self._judged = len(labels)
         self.evaluations += evaluations
 
     def see(self, errors: np.ndarray, generic: np.ndarray | None = None, draws: int = 1) -> None:
@@ -119,8 +120,9 @@ class Race:
 
     def _rule_out(self) -> None:
         p, labels = self.probabilities, len(self.active)
-        self.active &= p[:labels] >= self._error / 2 / max(1, len(p) - 1)
-        self.active &= p[:labels] >= np.sort(p[:labels])[-self._kept]  # equals go on together
+        self.active &= p[:labels] >= self._error / 2 / max(1, self._judged + self._none - 1)
+        if self.active.sum() > self._kept:  # equals go on together
+            self.active &= p[:labels] >= np.sort(p[:labels][self.active])[-self._kept]
         sure = not self._whole and p.max() > 1 - self._error
         self.over = bool(sure) or (not self._none and self.active.sum() == 1)
 

@@ -27,7 +27,7 @@ NONE = "none of these"
 GENERIC_PROMPT = "a photo"
 ROWS = 64  # of one UNet call
 SLOPES = 8  # draws that tell which of many labels are judged
-MANY = 2  # times as many labels as are kept: to ask fewer once costs no more
+MANY = 2  # times as many labels as are kept, and slopes take about as long as a look at each label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,8 @@ def _raced(engine: Engine, images: Sequence[Image.Image], adapter: Adapter, judg
     labels, kept = len(texts) - (not whole), judging.kept if judging.error and not whole else 0
     races = [Race(labels, engine.spec.elements, error=judging.error, kept=kept, none=none, whole=whole) for _ in images]
     if engine.slopes and 0 < MANY * kept < labels:
-        first = Draw(plan.t[:SLOPES], plan.noise[:SLOPES])
+        first = draws_of(engine, replace(judging, draws=max(judging.draws, 2 * SLOPES)), latents)
+        first = Draw(first.t[:SLOPES], first.noise[:SLOPES])
         for race, latent in zip(races, latents, strict=True):
             race.keep(_likeliest(engine, bank, slots[:-1], latent, first)[:kept], EVALUATIONS * len(first.t))
     for t, noise in zip(plan.t.split(size), plan.noise.split(size), strict=True):

@@ -31,6 +31,7 @@ from cpserve.bundle import (
     file_entry,
     files_listed,
     read_bundle,
+    read_manifest,
 )
 from cpserve.engine import open_engine
 from cpserve.engines.eager import EagerEngine
@@ -146,10 +147,10 @@ def _action(out: Path, recipe: Recipe) -> Literal["build", "replace", "up to dat
         raise refusal from None
     if any(p.relative_to(out).as_posix() not in known for p in out.rglob("*") if not p.is_dir()):
         raise refusal
-    try:
-        return "up to date" if read_bundle(out).key == recipe.key else "replace"
-    except EngineError:
-        return "replace"
+    with suppress(EngineError):
+        if read_manifest(out).key == recipe.key and read_bundle(out):
+            return "up to date"
+    return "replace"
 
 
 def _files(base: BaseModel, recipe: Recipe) -> tuple[PlannedFile, ...]:

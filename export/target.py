@@ -42,6 +42,9 @@ def resolve(target: Target, base: BaseModel) -> Target:
     step = base.spec.multiple * base.spec.vae_factor
     if odd := [side for side in target.sizes if side % step]:
         raise EngineError(f"{odd[0]} pixels cannot be compiled", hint=f"this base takes multiples of {step}")
+    own = base.spec.pixels
+    if target.slopes and own not in target.sizes:
+        raise EngineError(f"slopes are of {own} by {own} pixels", hint=f"add {own} to --sizes, or leave out --slopes")
     return _openvino(target) if target.runner == "openvino" else _trt(target)
 
 

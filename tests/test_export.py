@@ -131,6 +131,8 @@ def test_a_missing_file_is_found(bundle: Path) -> None:
         (lambda d: d.update(surprise=1), "surprise"),
         (lambda d: d["recipe"].update(schema_version=99), "schema_version"),
         (lambda d: d["files"].append({**d["files"][0], "path": "../outside"}), "outside"),
+        (lambda d: d["files"].append({**d["files"][0], "path": "\0"}), "missing"),
+        (lambda d: d["files"].append({**d["files"][0], "path": 150 * "ä"}), "missing"),
         (lambda d: d.update(files=[f for f in d["files"] if f["path"] != "unet.onnx"]), r"unet\.onnx is missing"),
     ],
 )
@@ -220,12 +222,13 @@ def test_a_plan_tells_names_and_sizes(base: BaseModel, bundles: dict[str, Path],
 
 def test_what_is_not_a_bundle_is_left_alone(base: BaseModel, bundle: Path, tmp_path: Path, traced: list[str]) -> None:
     """A file, a folder of other things and a bundle with a stranger's file in it are refused and stay as they are."""
-    file, folder = tmp_path / "file", tmp_path / "folder"
+    file, folder, deep = tmp_path / "file", tmp_path / "folder", tmp_path / "deep"
     file.write_text("mine")
-    folder.mkdir()
-    (folder / "bundle.json").write_text("{}")
+    for where, words in ((folder, "{}"), (deep, '{"files":' + 100_000 * "[")):
+        where.mkdir()
+        (where / FILE_NAME).write_text(words)
     (bundle / "notes.txt").write_text("mine")
-    for out in (file, folder, bundle):
+    for out in (file, folder, deep, bundle):
         with pytest.raises(EngineError, match="left alone"):
             export_onnx(base, out)
     assert file.read_text() == (bundle / "notes.txt").read_text() == "mine"

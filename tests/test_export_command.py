@@ -54,6 +54,7 @@ def test_a_wrong_option_exits_2(wrong: str) -> None:
         ("--onnx --precision bf16", "no bf16"),
         ("--onnx --merge missing.safetensors:0.5", "no LoRA's .safetensors file"),
         ("--openvino --sizes 65", "65 pixels cannot be compiled"),
+        ("--openvino --sizes 32 --slopes", "slopes are of 64 by 64 pixels"),
     ],
 )
 def test_what_cannot_be_built_is_one_sentence(
@@ -78,6 +79,7 @@ def test_a_dry_run_tells_files_bytes_and_time(folders: dict[str, Path], tmp_path
     assert told["bytes"] == sum(f["bytes"] for f in told["files"]) > 0
     assert told["seconds"] > 0
     assert "unet.onnx" in run(*command).stdout
+    assert not any(tmp_path.iterdir())
 
 
 def test_slopes_are_one_graph_more(folders: dict[str, Path], tmp_path: Path) -> None:

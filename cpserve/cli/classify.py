@@ -112,7 +112,7 @@ def classify(
         name, adapter = read_adapters(common, opened, [ref])[ref]
         judging = _judging(draws, error)
         known = len(adapter.manifest.concepts)
-        if not opened.slopes and known > MANY * judging.kept:
+        if judging.error and not opened.slopes and known > MANY * judging.kept:
             click.echo(f"each of {known} concepts is asked; a bundle of cpserve export --slopes asks few", err=True)
         labels = _table(out, name, adapter, opened.spec.entry.fingerprint.weights, judging)
         expected, done = total(paths), 0

@@ -1,7 +1,7 @@
 """A bundle's TensorRT plans on an NVIDIA GPU: one plan a graph, one execution context and one CUDA graph a shape.
 
 Written against `tensorrt` and `tensorrt_rtx`, whose Python interfaces agree in what is used here. Graphs without a plan
-(the text encoder and the VAE's encoder, which run once a prompt or a picture) run in ONNX Runtime.
+(the text encoder and the VAE's encoder, which run once a prompt or a picture, and the slope) run in ONNX Runtime.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class _List(click.ParamType[Any]):
 @click.option(
     "--slopes",
     is_flag=True,
-    help="With what `classify` tells many concepts apart by at the cost of a dozen; minutes more, and the UNet's space again.",
+    help="With what `classify` picks the twelve likeliest of many concepts by; minutes more, and the UNet's space in float32.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @hub_options

@@ -32,8 +32,6 @@ def together(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     whole: dict[str, Any] = average(lines)
     truth, theirs, mine = (np.concatenate([x["labels"][k] for x in lines]) for k in ("truth", "reference", "ours"))
     sure, was_right = (np.concatenate([x["none"][k] for x in lines]) for k in ("sure", "right"))
-    first = [x for x in lines if "levers" in x] or lines  # a curve beside theirs is of the same pictures
-    whole["reference"]["curve"] = average([x["reference"]["curve"] for x in first])
     whole["difference"] = difference(truth, mine, theirs)
     whole["none"]["calibration_error"] = calibration_error(sure, was_right)
     whole["ratios"] = ratios(whole["reference"], whole["ours"], whole["seconds_alone"])

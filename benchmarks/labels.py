@@ -16,12 +16,13 @@ of rivals taking turns. The levers are judged from one table of errors. Beside o
 
 Everything learned and measured is kept in `--work` by what it depends on (base, settings, seed, labels, code that judges): a
 killed run goes on where it was, and two terminals share the work (each is then slower, which its seconds in bulk show). What
-the reference says is kept in `results/published.jsonl`, too. Each seed is one line in `results/labels.jsonl`, and one that
-stands there is not run again.
+the reference says is kept in `results/published.jsonl`, too. Each seed is one line in `results/labels.jsonl`; what levers bring
+and what more labels cost is measured on the first seed, a line each in `results/levers.jsonl` and `results/scaling.jsonl`. A line
+that stands is not run again.
 
     python tools/emoji64/sources.py && python tools/emoji64/render.py     # the drawings, once
     python benchmarks/labels.py [--engine openvino] # hours; most of them the reference's
-    python benchmarks/labels.py --quick             # a few small concepts through every part; no line is kept
+    python benchmarks/labels.py --quick             # a few small concepts through every part; lines are kept in --work
     python benchmarks/labels.py --only taught       # or: reference, levers, ...; parts of the work, to spread over time
     python benchmarks/labels.py --table             # the README's tables from the committed lines
 """
@@ -31,7 +32,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -72,26 +73,41 @@ def key(work: Work) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def stands(work: Work) -> bool:
-    """Whether there is a line of this work already, from another process perhaps."""
-    return any(line.items() >= key(work).items() for line in kept_lines(NAME))
-
-
-def alike(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that differ from the last one in nothing but the seed; the first, which says more, before the others."""
-    same = [line for line in lines if all(line[k] == lines[-1][k] for k in lines[-1] if k in KEYS)]
-    return sorted(same, key=lambda line: "scaling" not in line)
-
-
-def result(work: Work, *, first: bool) -> dict[str, Any]:
-    """Everything that a line says beside; the first seed's says what each lever brings and what more labels cost, too."""
+def result(work: Work) -> dict[str, Any]:
+    """Everything that a seed's line says beside."""
     alone, (reference, theirs), (mine, labels) = part_timing(work), part_reference(work), part_ours(work)
     return {
         "adapters": [adapter.content_hash[:12] for adapter in work.adapters.values()], "reference": reference, "ours": mine,
         "seconds_alone": alone,
         "labels": {"truth": work.asked.truth.tolist(), "reference": theirs.tolist(), "ours": labels.tolist()},
         "none": part_none(work), "encoder": part_encoder(work),
-    } | ({"levers": part_levers(work), "scaling": part_scaling(work)} if first else {})  # fmt: skip
+    }  # fmt: skip
+
+
+LINES: dict[str, Callable[[Work], dict[str, Any]]] = {
+    NAME: result,
+    "levers": lambda work: {"levers": part_levers(work)},
+    "scaling": lambda work: {"scaling": part_scaling(work)},
+}
+
+
+def add(work: Work, name: str) -> None:
+    """The line `name`, unless it stands, from another process perhaps."""
+
+    def stands() -> bool:
+        return any(line.items() >= key(work).items() for line in kept_lines(name, work.results))
+
+    if not stands():
+        made = key(work) | LINES[name](work)
+        if not stands():
+            keep(name, made, work.results)
+
+
+def shown(results: Path) -> str:
+    """The tables, of the lines that differ from the last seed's in nothing but the seed."""
+    last = kept_lines(NAME, results)[-1]
+    same = [[x for x in kept_lines(name, results) if all(x[k] == last[k] for k in KEYS)] for name in LINES]
+    return table(together(same[0]) | {k: v for lines in same[1:] for x in lines for k, v in x.items() if k in LINES})
 
 
 PARTS: dict[str, Callable[[Work], Any]] = {
@@ -126,20 +142,19 @@ def main() -> None:
     arguments.add_argument("--table", action="store_true")
     given = arguments.parse_args()
     if given.table:
-        print(table(together(alike(kept_lines(NAME)))))
+        print(shown(RESULTS))
         return
     asked, base = asked_of(given), cpserve.load_base(given.base or Asked.base)
-    results, made = given.work if given.quick else RESULTS, []
+    results = given.work if given.quick else RESULTS
     for seed in asked.seeds:
         with closing(Work(given.work, replace(asked, seeds=(seed,)), base, results)) as work:
             if given.only:
                 print(PARTS[given.only](work))
-            elif given.quick or not stands(work):
-                made.append(key(work) | result(work, first=seed == Asked.seeds[0]))
-                if not (given.quick or stands(work)):
-                    keep(NAME, made[-1])
-    if made:
-        print(table(together(made if given.quick else alike(kept_lines(NAME)))))
+                continue
+            for name in LINES if seed == Asked.seeds[0] else (NAME,):
+                add(work, name)
+    if not given.only:
+        print(shown(results))
 
 
 if __name__ == "__main__":

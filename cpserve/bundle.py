@@ -185,7 +185,9 @@ def read_bundle(root: Path) -> Bundle:
     manifest = read_manifest(root)
     for entry in manifest.files:
         _verify(root, entry)
-    needed = {PROJECTIONS, *(f"{name}.onnx" for name in manifest.parity), *(["kv_slope.onnx"] * manifest.recipe.slopes)}
+    needed = {PROJECTIONS, *(f"{name}.onnx" for name in manifest.parity)}
+    if manifest.recipe.slopes:
+        needed.add("kv_slope.onnx")
     for path in needed - {entry.path for entry in manifest.files}:
         raise EngineError(f"{root / path} is missing from the bundle", hint=AGAIN)
     try:

@@ -54,7 +54,7 @@ def test_a_wrong_option_exits_2(wrong: str) -> None:
         ("--onnx --precision bf16", "no bf16"),
         ("--onnx --merge missing.safetensors:0.5", "no LoRA's .safetensors file"),
         ("--openvino --sizes 65", "65 pixels cannot be compiled"),
-        ("--openvino --sizes 32 --slopes", "slopes are of 64 by 64 pixels"),
+        ("--openvino --sizes 32 --slopes", "slopes are of 16 by 16 pixels"),
     ],
 )
 def test_what_cannot_be_built_is_one_sentence(

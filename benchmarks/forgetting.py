@@ -63,7 +63,7 @@ from benchmarks.lite0 import JUDGE, Classes, lite0_layout
 from benchmarks.pairs import measure
 from benchmarks.strips import keep_strip, sheet
 from benchmarks.teach import STYLES, pictures
-from benchmarks.timing import keep
+from benchmarks.timing import keep, kept_lines
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture
@@ -237,8 +237,9 @@ def _mean(values: Sequence[float]) -> float:
 
 def committed() -> list[dict[str, Any]]:
     """The result lines so far; what was made with other sources that come to the same is as good as new."""
-    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    return [x | {"sources": sources()} if x["method"] in SAME.get(x["sources"], ()) else x for x in lines]
+    return [
+        x | {"sources": sources()} if x["method"] in SAME.get(x["sources"], ()) else x for x in kept_lines("forgetting")
+    ]
 
 
 def do(asked: Run) -> None:

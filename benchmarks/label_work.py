@@ -134,7 +134,7 @@ class Work:
     asked: Asked
     base: BaseModel
     results: Path
-    """Where the reference's lines are kept."""
+    """The folder that lines are kept in."""
     engines: dict[str, Engine] = field(default_factory=dict)
 
     @property

@@ -44,7 +44,7 @@ def _of(work: Work, seed: int) -> list[dict[str, Any]]:
     progress = Progress(f"reference, seed {seed}, concepts", asked.concepts, asked.concepts - len(left))
     for concept in left:
         measured = _measured(work, seed, concept)
-        with FileLock(folder / f"{NAME}.lock"):
+        with FileLock(work.root / f"{NAME}.lock"):
             if concept not in done():  # or another process was as fast
                 keep(NAME, key | {"concept": concept} | measured, folder)
         progress.step()

@@ -24,7 +24,8 @@ that stands is not run again.
     python benchmarks/labels.py [--engine openvino] # hours; most of them the reference's
     python benchmarks/labels.py --quick             # a few small concepts through every part; lines are kept in --work
     python benchmarks/labels.py --only taught       # or: reference, levers, ...; parts of the work, to spread over time
-    python benchmarks/labels.py --table             # the README's tables from the committed lines
+    python benchmarks/labels.py --table             # tables from the committed lines
+    python benchmarks/labels.py --plot docs/recognising.png   # the same lines as the README's curves
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from benchmarks.label_parts import (
     part_taught,
     part_timing,
 )
+from benchmarks.label_plot import plot
 from benchmarks.label_table import table, together
 from benchmarks.label_work import QUICK, ROOT, Asked, Work
 from benchmarks.timing import RESULTS, keep, kept_lines
@@ -103,11 +105,11 @@ def add(work: Work, name: str) -> None:
             keep(name, made, work.results)
 
 
-def shown(results: Path) -> str:
-    """The tables, of the lines that differ from the last seed's in nothing but the seed."""
+def found(results: Path) -> dict[str, Any]:
+    """As one, the lines that differ from the last seed's in nothing but the seed."""
     last = kept_lines(NAME, results)[-1]
     same = [[x for x in kept_lines(name, results) if all(x[k] == last[k] for k in KEYS)] for name in LINES]
-    return table(together(same[0]) | {k: v for lines in same[1:] for x in lines for k, v in x.items() if k in LINES})
+    return together(same[0]) | {k: v for lines in same[1:] for x in lines for k, v in x.items() if k in LINES}
 
 
 PARTS: dict[str, Callable[[Work], Any]] = {
@@ -140,9 +142,13 @@ def main() -> None:
     arguments.add_argument("--only", choices=PARTS, help="do one part, print what it found, keep no line")
     arguments.add_argument("--quick", action="store_true")
     arguments.add_argument("--table", action="store_true")
+    arguments.add_argument("--plot", type=Path, metavar="FILE")
     given = arguments.parse_args()
-    if given.table:
-        print(shown(RESULTS))
+    if given.table or given.plot:
+        if given.table:
+            print(table(found(RESULTS)))
+        if given.plot:
+            plot(found(RESULTS), given.plot)
         return
     asked, base = asked_of(given), cpserve.load_base(given.base or Asked.base)
     results = given.work if given.quick else RESULTS
@@ -154,7 +160,7 @@ def main() -> None:
             for name in LINES if seed == Asked.seeds[0] else (NAME,):
                 add(work, name)
     if not given.only:
-        print(shown(results))
+        print(table(found(results)))
 
 
 if __name__ == "__main__":

@@ -209,6 +209,7 @@ REFUSED = {
     "a full folder": ("adapters checkout pets {home}", "is not an empty folder"),
     "no bundle": ("generate x --bundle {new}", "is not an engine bundle"),
     "an engine without one": ("generate x --engine onnx", "the onnx engine runs a bundle"),
+    "more than any memory": ("generate x --size 100000000 --base {other}", "memory ran out"),
     "another base": ("generate x --adapter pets --base {other}", "another architecture"),
     "no base": ("generate x --base {new}", "cannot be loaded"),
     "a bundle for a whole disk": ("export --onnx --out / --base {other}", "cannot be replaced as a whole"),

@@ -1,6 +1,7 @@
 """The one border where what went wrong becomes words and an exit code.
 
 CpserveError        its sentence and the hint on stderr, 1
+memory ran out      the same
 a wrong option      click's own words, 2
 KeyboardInterrupt   what was kept, 130
 a closed pipe       nothing (click sees to it)
@@ -28,7 +29,8 @@ class BorderGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             address()  # the Hub's client reads HF_ENDPOINT when it is imported, and breaks there
-            return super().invoke(ctx)
+            with enough_memory():
+                return super().invoke(ctx)
         except CpserveError as error:
             click.echo(f"error: {printable(error)}", err=True)
             if error.hint:
@@ -37,6 +39,26 @@ class BorderGroup(click.Group):
         except KeyboardInterrupt as stop:
             click.echo(f"\nstopped: {str(stop) or 'nothing was kept'}", err=True)
             ctx.exit(STOPPED)
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn the ways in which torch and Python say that there is not enough into a sentence."""
+    try:
+        yield
+    except (click.exceptions.Exit, click.Abort):  # RuntimeErrors, both
+        raise
+    except (MemoryError, RuntimeError) as error:
+        from accelerate.utils.memory import should_reduce_batch_size
+
+        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            raise
+        words = str(error).partition("\n")[0]
+        raise CpserveError(
+            f"memory ran out: {words}" if words else "memory ran out",
+            hint="close other programs and say it again (train: with --resume), or ask for less at a time:"
+            " a smaller --size or --batch; train: --restart with accumulate = 4 in the file for --config",
+        ) from error
 
 
 @contextmanager

@@ -26,14 +26,12 @@ def plot(line: dict[str, Any], path: Path) -> None:
 
 def _accuracy(axes: Axes, line: dict[str, Any]) -> None:
     levers = {name: curve for name, curve in line.get("levers", {}).items() if name != UNSHOWN}
-    for shade, (name, curve) in zip(
-        colormaps["viridis_r"].resampled(len(levers) + 1).colors, levers.items(), strict=False
-    ):
-        axes.plot(*_percent(curve), ".-", color=shade, label=name)
+    for i, (name, curve) in enumerate(levers.items(), 1):
+        axes.plot(*_percent(curve), ".-", color=colormaps["viridis_r"](i / len(levers)), label=name)
     axes.plot(*_percent(line["reference"]["curve"]), PUBLISHED, ms=4, label="as published")
     axes.plot(*_percent([(line["ours"]["evaluations"], line["ours"]["accuracy"])]), OURS, ms=12, label="classify")
     axes.set(
-        xscale="log", xlabel="evaluations of the model a picture", ylabel=f"right among {line['concepts']} labels, %"
+        xscale="log", xlabel="evaluations of the model a picture", ylabel=f"right among {line['concepts']:g} labels, %"
     )
     axes.legend(fontsize=8, loc="lower right")
 
@@ -52,7 +50,7 @@ def _scaling(axes: Axes, rows: list[dict[str, float]]) -> None:
     ):
         axes.plot([row["labels"] for row in some], [row[key] for row in some], style, ms=6, label=name)
     axes.set(xscale="log", yscale="log", xlabel="labels", ylabel="evaluations of the model a picture")
-    axes.set_xticks([row["labels"] for row in few], minor=False)
+    axes.set_xticks([row["labels"] for row in few])
     axes.legend(fontsize=8)
 
 

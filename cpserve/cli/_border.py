@@ -77,7 +77,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CpserveError(
-            f"{path} cannot be written: {error.strerror or error}", hint="free some space, or choose another --out"
+            f"{path} cannot be written: {error.strerror or error}", hint="free some space, or choose another place"
         ) from error
 
 

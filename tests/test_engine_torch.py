@@ -46,6 +46,26 @@ def test_half_precision_is_a_copy(base: BaseModel) -> None:
         assert torch.equal(mixed(eager), judge)
 
 
+def test_the_autoencoder_sees_few_large_pictures_at_once(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a budget of one picture's pixels it sees them one by one, and what comes out is the same."""
+    side, seen = base.spec.pixels, list[int]()
+    encode = BaseModel.encode_pictures
+
+    def counted(self: BaseModel, pictures: Tensor) -> Tensor:
+        seen.append(len(pictures))
+        return encode(self, pictures)
+
+    monkeypatch.setattr(BaseModel, "encode_pictures", counted)
+    pictures = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with EagerEngine(base) as engine:
+        whole = engine.encode_pictures(pictures)
+        decoded = engine.decode(whole)
+        monkeypatch.setattr("cpserve.engines.eager.PIXELS", side**2)
+        torch.testing.assert_close(engine.encode_pictures(pictures), whole)
+        torch.testing.assert_close(engine.decode(whole), decoded, atol=1e-4, rtol=0)
+    assert seen == [3, 1, 1, 1]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiling_costs_no_precision(bases: dict[str, BaseModel]) -> None:

@@ -30,7 +30,7 @@ from cpserve.recognition import NONE, Answer, Judging, classify, draws_of, label
 from tests.lessons import QUICK, learned
 
 BASE = "sd21"
-HEAD = b"picture,adapter,content,base,draws,error,label,evaluations,seconds,dog,cat,none of these\r\n"
+HEAD = b"picture,adapter,content,base,engine,draws,error,label,evaluations,seconds,dog,cat,none of these\r\n"
 LABEL = HEAD.split(b",").index(b"label")
 
 
@@ -89,8 +89,8 @@ def test_a_table_is_never_lost(place: Path, folders: dict[str, Path], tmp_path: 
     version = Store(place / "store").version("pets")
     content = Adapter.read(version.manifest, version.read).content_hash[:12]
     base = load_base(str(folders[BASE])).spec.entry.fingerprint.weights[:12]
-    right = ["a.png", "pets@v1", content, base, "2", "0.02"]
-    wrong = {1: "pets@v9", 2: "0" * 12, 3: "0" * 12, 4: "4", 5: "0.05"}
+    right = ["a.png", "pets@v1", content, base, "eager float32 slopes", "2", "0.02"]
+    wrong = {1: "pets@v9", 2: "0" * 12, 3: "0" * 12, 4: "openvino bfloat16", 5: "4", 6: "0.05"}
     rows = [right, *([*right[:i], value, *right[i + 1 :]] for i, value in wrong.items())]
     ours, *others = [HEAD + f"{','.join(row)},dog,4,0.100,1.000000,0.000000,0.000000\r\n".encode() for row in rows]
     for said in (b"mine\r\n", *others):
@@ -102,6 +102,7 @@ def test_a_table_is_never_lost(place: Path, folders: dict[str, Path], tmp_path: 
     with FileLock(tmp_path / ".labels.csv.lock"):
         assert "another process writes" in run(place, folders, "--out", table, "--resume", code=1)
     assert table.read_bytes() == ours
+    assert "no table of what pets@v1 (" in run(place, folders, "--out", table, "--resume", "--known-only", code=1)
     run(place, folders, "--out", table, "--resume")
     assert table.read_bytes().startswith(ours)
     assert [p.name for p in tmp_path.iterdir()] == ["labels.csv"]
@@ -189,7 +190,24 @@ def test_blue_speaks_for_the_label_and_orange_for_the_next() -> None:
 
 
 def test_an_explanation_for_every_picture(place: Path, folders: dict[str, Path], tmp_path: Path) -> None:
-    """`--explain` writes a picture each, made anew without another copy when asked again."""
-    for _ in range(2):
-        run(place, folders, "--explain", tmp_path / "why")
-        assert {p.name for p in (tmp_path / "why").iterdir()} == {f"{i:02d}.png" for i in range(20)}
+    """`--explain` writes a picture each; asked again it makes only those that are missing, or were of another adapter or way."""
+    why = tmp_path / "why"
+    run(place, folders, "--explain", why)
+    first = {p.name: p.stat().st_ino for p in why.iterdir()}
+    assert {*first} == {f"{i:02d}.png" for i in range(20)}
+    (why / "03.png").unlink()
+    noise(1).save(why / "05.png")
+    run(place, folders, "--explain", why)
+    second = {p.name: p.stat().st_ino for p in why.iterdir()}
+    assert {*second} == {*first, "05-2.png"}
+    assert all(second[name] == first[name] for name in first if name not in {"03.png", "05.png"})
+
+
+def test_where_every_picture_is_known_none_is_no_answer(place: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    """The table of `--known-only` has no column for it, and the other probabilities sum to one."""
+    table = tmp_path / "labels.csv"
+    run(place, folders, "--known-only", "--out", table)
+    head, *rows = csv.reader(io.StringIO(table.read_text()))
+    assert head[LABEL:] == ["label", "evaluations", "seconds", "dog", "cat"]
+    assert {row[LABEL] for row in rows} <= {"dog", "cat"}
+    assert all(float(row[-1]) + float(row[-2]) == pytest.approx(1, abs=2e-6) for row in rows)

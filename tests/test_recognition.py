@@ -164,13 +164,19 @@ def noise(seed: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("judging", DECIDED)
-def test_answers_do_not_depend_on_the_batch(bases: dict[str, BaseModel], judging: Judging) -> None:
-    """With elimination on, a picture has the same label, evaluations and nearly the same probabilities alone and among others."""
+def test_answers_do_not_depend_on_the_batch(
+    bases: dict[str, BaseModel], judging: Judging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With elimination on, a picture has the same label, evaluations and nearly the same probabilities alone and among others,
+    in calls that hold all rows or a few.
+    """
     adapter, images = outspoken(bases["sd21"].spec), [noise(seed) for seed in range(8)]
     with EagerEngine(bases["sd21"]) as engine:
         together = classify(engine, images, adapter, judging)
         alone = [classify(engine, [image], adapter, judging)[0] for image in images]
-    for one, other in zip(together, alone, strict=True):
+        monkeypatch.setattr("cpserve.recognition.ROWS", 5)
+        split = classify(engine, images, adapter, judging)
+    for one, other in zip(together * 2, alone + split, strict=True):
         assert (one.label, one.evaluations) == (other.label, other.evaluations)
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-2)
     assert len({a.evaluations for a in together}) > 1

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cpserve.recognition import Answer, Judging
 
 # the probability of every label follows
-FIXED = ("picture", "adapter", "content", "base", "draws", "error", "label", "evaluations", "seconds")
+FIXED = ("picture", "adapter", "content", "base", "engine", "draws", "error", "label", "evaluations", "seconds")
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,14 @@ class LabelTable:
     adapter: str
     content: str
     base: str
+    engine: str
     judging: Judging
     labels: tuple[str, ...]
 
     @property
     def maker(self) -> tuple[str, ...]:
         """What every row says of how it was made."""
-        return self.adapter, self.content, self.base, str(self.judging.draws), str(self.judging.error)
+        return self.adapter, self.content, self.base, self.engine, str(self.judging.draws), str(self.judging.error)
 
     @contextmanager
     def begun(self, *, resume: bool) -> Iterator[dict[str, Answer]]:
@@ -113,11 +114,11 @@ class LabelTable:
         except (ValueError, KeyError, IndexError, csv.Error):
             head, makers = [], set()
         if tuple(head) != (*FIXED, *self.labels) or makers - {self.maker}:
-            adapter, content, base, draws, error = self.maker
+            adapter, content, base, engine, draws, error = self.maker
             raise CpserveError(
-                f"{self.path} is no table of what {adapter} ({content}, on {base}) said of pictures in {draws} draws at an "
-                f"error of {error}",
-                hint="choose another --out, or the --adapter, --base, --draws, --error (or the cpserve) that it was made with",
+                f"{self.path} is no table of what {adapter} ({content}, on {base}, {engine}) said of pictures in {draws} "
+                f"draws at an error of {error} among {len(self.labels)} labels",
+                hint="choose another --out, or the options (or the cpserve) that it was made with; its rows name them",
             )
         return answers
 

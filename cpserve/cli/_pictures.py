@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 
 from PIL import Image
@@ -29,7 +29,7 @@ def slug(prompt: str) -> str:
 
 def save(image: Image.Image, folder: Path, stem: str, made_by: Mapping[str, object]) -> Path:
     """Write `<stem>.png` with its settings inside; `<stem>-2.png` and so on where another picture has the name."""
-    settings = {key: str(value).encode("utf-8", "backslashreplace").decode() for key, value in made_by.items()}
+    settings = _printable(made_by)
     info = PngInfo()
     for key, value in settings.items():
         info.add_itxt(key, value)
@@ -37,6 +37,17 @@ def save(image: Image.Image, folder: Path, stem: str, made_by: Mapping[str, obje
         path = next(p for p in _names(folder, stem) if not p.exists() or _settings(p, settings) == settings)
     write(path, png(image, info))
     return path
+
+
+def saved(folder: Path, stem: str, made_by: Mapping[str, object]) -> bool:
+    """Whether `save` has written a picture there that says this of itself."""
+    settings = _printable(made_by)
+    there = takewhile(Path.exists, _names(folder, stem))
+    return any(_settings(path, settings) == settings for path in there)
+
+
+def _printable(made_by: Mapping[str, object]) -> dict[str, str]:
+    return {key: str(value).encode("utf-8", "backslashreplace").decode() for key, value in made_by.items()}
 
 
 def _names(folder: Path, stem: str) -> Generator[Path]:

@@ -76,6 +76,11 @@ AT_ONCE = 16  # pictures in memory
     metavar="P",
     help="A label is ruled out at half this rate, an answer surer than 1 - P stands; 0: all draws.  [default: 0.02]",
 )
+@click.option(
+    "--known-only",
+    is_flag=True,
+    help="Each picture shows one of the concepts; none of these is no answer.",
+)
 @engine_options
 @hub_options
 @common_options
@@ -90,6 +95,7 @@ def classify(
     explain: Path | None,
     draws: int | None,
     error: float | None,
+    known_only: bool,
     engine: str,
     bundle: Path | None,
     base: str | None,
@@ -110,11 +116,11 @@ def classify(
             explain.mkdir(parents=True, exist_ok=True)
     with open_for(common, engine, bundle, base) as opened:
         name, adapter = read_adapters(common, opened, [ref])[ref]
-        judging = _judging(draws, error)
+        judging = _judging(draws, error, none=not known_only)
         known = len(adapter.manifest.concepts)
         if judging.error and not opened.slopes and known > MANY * judging.kept:
             click.echo(f"each of {known} concepts is asked; a bundle of cpserve export --slopes asks few", err=True)
-        labels = _table(out, name, adapter, opened.spec.entry.fingerprint.weights, judging)
+        labels = _table(out, name, adapter, opened, judging)
         expected, done = total(paths), 0
         kept = f"{out} holds all that was judged; go on with --resume" if out else ""
         with _begun(labels, resume=resume) as answers, reporting() as report, when_stopped(kept):
@@ -168,20 +174,21 @@ def _pictures(
                 yield where, found
 
 
-def _judging(draws: int | None, error: float | None) -> Judging:
+def _judging(draws: int | None, error: float | None, *, none: bool) -> Judging:
     from cpserve.recognition import Judging
 
     usual = Judging()
-    return replace(usual, draws=draws or usual.draws, error=usual.error if error is None else error)
+    return replace(usual, draws=draws or usual.draws, error=usual.error if error is None else error, none=none)
 
 
-def _table(out: Path | None, name: str, adapter: Adapter, base: str, judging: Judging) -> LabelTable | None:
+def _table(out: Path | None, name: str, adapter: Adapter, engine: Engine, judging: Judging) -> LabelTable | None:
     from cpserve.recognition import labels_of
 
     if not out:
         return None
-    labels = tuple(labels_of(adapter, judging))
-    return LabelTable(Path(realpath(out)), name, adapter.content_hash[:12], base[:12], judging, labels)
+    weights, labels = engine.spec.entry.fingerprint.weights, tuple(labels_of(adapter, judging))
+    how = " ".join([engine.kind, engine.precision, *(["slopes"] if engine.slopes else [])])
+    return LabelTable(Path(realpath(out)), name, adapter.content_hash[:12], weights[:12], how, judging, labels)
 
 
 def _begun(labels: LabelTable | None, *, resume: bool) -> AbstractContextManager[dict[str, Answer]]:
@@ -207,12 +214,12 @@ def _judge(
 def _explain(
     engine: Engine, adapter: Adapter, judging: Judging, folder: Path, where: str, picture: Picture, answer: Answer
 ) -> None:
-    from cpserve.cli._pictures import save
+    from cpserve.cli._pictures import save, saved
     from cpserve.explanation import difference, explained
 
-    others = {p: label for label, p in answer.probabilities.items() if label != answer.label}
-    if others:
-        second = others[max(others)]
+    others = [label for label in answer.probabilities if label != answer.label]
+    made_by = {"picture": where, "label": answer.label, "adapter": adapter.content_hash, "judging": judging}
+    if others and not saved(folder, Path(where).stem, made_by):  # by a run that was stopped
+        second = max(others, key=answer.probabilities.__getitem__)
         cells = difference(engine, picture.image, adapter, (answer.label, second), judging)
-        said = {"picture": where, "label": answer.label, "second": second}
-        save(explained(picture.image, answer, cells, second), folder, Path(where).stem, said)
+        save(explained(picture.image, answer, cells, second), folder, Path(where).stem, {**made_by, "second": second})

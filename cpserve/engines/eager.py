@@ -13,6 +13,8 @@ from cpserve.base import BaseModel
 from cpserve.engine import Engine
 from cpserve.slope import SlopeOfError
 
+PIXELS = 2**20  # that the autoencoder sees at once: its activations are gigabytes where pictures are large
+
 
 class EagerEngine(Engine):
     """Runs torch modules, in float32, where they are."""
@@ -38,10 +40,13 @@ class EagerEngine(Engine):
         return self.base.encode_text(ids.to(self.device), extra.to(self.device))
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
-        return self.base.encode_pictures(pictures.to(self.device))
+        return torch.cat([self.base.encode_pictures(some.to(self.device)) for some in self._few(pictures)])
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.base.decode(latents)
+        return torch.cat([self.base.decode(some) for some in self._few(latents)])
+
+    def _few(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split(max(1, PIXELS // self.spec.pixels**2))
 
 
 class CompileEngine(EagerEngine):

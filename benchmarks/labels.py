@@ -8,7 +8,8 @@ by the regions of the picture that a concept explains.
 
 Data: 20 held-out concepts, six things drawn in two styles among them (near-twins), taught in sequence with the default method
 from six pictures each; asked about ten pictures each of the same drawings with turns and clutter that were not taught, and
-ten each of 20 held-out concepts never taught. Three seeds, each with its own pictures, training and draws. The reference
+ten each of 20 held-out concepts never taught. Three seeds, each with its own pictures and training; ours has the draws of its
+default seed in all of them, the reference its own for each picture. The reference
 knows no "none of these": accuracy and cost compare both among the known labels (`none=False`), with the reference on torch
 as the authors ran it, and seconds on the same engine beside. Calibration and "none of these" are measured with the defaults;
 the threshold at 5 % false alarms is fitted on further pictures of the known concepts. Seconds of a picture alone are medians

@@ -2,7 +2,7 @@
 
 The reference takes a minute a picture, so a later run goes on from these lines, on another machine too if that teaches the same
 adapter to the bit. A line depends on the adapter, the pictures and the reference's own numbers, and on nothing that
-`classify` does.
+`classify` does. Its key does not know the pictures: who changes how they are made (`label_work.pictures`) takes all lines out.
 """
 
 from __future__ import annotations

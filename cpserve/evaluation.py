@@ -37,7 +37,8 @@ class Evaluation:
     Its mean leaves out the last concept, which nothing came after; `dc` when learned is among the concepts known then.
 
     Against real pictures, for the concepts that have some: `alignment` (mean cosine), `a_mmd` (squared maximum mean
-    discrepancy, at the end), `dc` (the share that diffusion-classifier scores put right among the version's concepts).
+    discrepancy, at the end). `dc` is the share of them, or else of those drawn when learned, that diffusion-classifier scores
+    put right among the version's concepts.
     `f_mmd` is between pictures when learned and at the end, `drift[j]` the mean cosine distance of unrelated prompts' pictures
     from the base's. `pictures[j][i]` are the first of those drawn.
     """
@@ -94,6 +95,7 @@ def evaluate(
     features: dict[int, dict[int, np.ndarray]] = {}
     pictures: dict[int, dict[int, list[Image.Image]]] = {}
     seeds = len(EVALUATED) * each
+    learned: dict[int, Sequence[Image.Image]] = {}
     drift, dc, prior = [], {}, unit(encode(draw(engine, UNRELATED, None, steps, seeds)))
     known = {i: encode(rendered(engine, real[name])) for i, name in enumerate(concepts) if real.get(name)}
     for j, version in enumerate(versions):
@@ -102,10 +104,12 @@ def evaluate(
         rows = encode(drawn).reshape(len(drawn), -1)
         groups = rows[: -len(UNRELATED)].reshape(j + 1, seeds, -1)
         features[j] = dict(enumerate(groups))
-        pictures[j] = {i: drawn[i * seeds : (i + 1) * seeds][:shown] for i in range(j + 1)}
+        by_concept = {i: drawn[i * seeds : (i + 1) * seeds] for i in range(j + 1)}
+        pictures[j] = {i: some[:shown] for i, some in by_concept.items()}
         drift.append(float(1 - (prior * unit(rows[-len(UNRELATED) :])).sum(1).mean()))
-        judged = [i for i in known if i == j or (j == n - 1 and i <= j)]
-        dc[j] = {i: dc_accuracy(engine, version, real[concepts[i]], concepts[i]) for i in judged}
+        learned[j] = real.get(concepts[j]) or by_concept[j]
+        judged = range(n) if j == n - 1 else [j]
+        dc[j] = {i: dc_accuracy(engine, version, learned[i], concepts[i]) for i in judged}
         if progress:
             progress(j + 1, n)
     end = features[n - 1]

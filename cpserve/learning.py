@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from cpserve.errors import StoreError, TrainingError
 from cpserve.manifest import check_name
 from cpserve.png import png
 from cpserve.prompts import Prompt
+from cpserve.recognition import classify
 
 if TYPE_CHECKING:
     from adapter_store import Store, Version
@@ -169,7 +171,7 @@ def _learn_one(
         resume=resume,
         progress=told,
     )
-    made = replace(made, samples=draw_samples(base, made))
+    made = _judged(base, replace(made, samples=draw_samples(base, made)))
     files = made.files()
     files["README.md"] = render_card(made.manifest, name, files).encode()
     head = start.manifest.version
@@ -178,6 +180,19 @@ def _learn_one(
     version = store.commit(name, files, draft, expected_head=head)
     record.delete()
     return Learned(concept.name, version, tuple(w for w in (unfit, _unlearned(made)) if w))
+
+
+def _judged(base: BaseModel, made: Adapter) -> Adapter:
+    """With the share of the newest concept's samples that show it, to tell by `cpserve eval` what is left of it later."""
+    *earlier, concept = made.manifest.concepts
+    samples = [
+        Image.open(io.BytesIO(data)) for name, data in made.samples.items() if name in sample_names(concept.name)
+    ]
+    with EagerEngine(base) as engine:
+        answers = classify(engine, samples, made)
+    share = sum(answer.label == concept.name for answer in answers) / len(answers)
+    concepts = (*earlier, msgspec.structs.replace(concept, dc_accuracy=share))
+    return replace(made, manifest=msgspec.structs.replace(made.manifest, concepts=concepts))
 
 
 def _unlearned(made: Adapter) -> str | None:
@@ -201,10 +216,15 @@ def _draw(base: BaseModel, prompts: Sequence[Prompt], seeds: Sequence[int]) -> l
         return [d.image for d in generate(engine, prompts, seeds, Drawing(guidance=3.0))]
 
 
+def sample_names(concept: str, each: int = SAMPLES) -> list[str]:
+    """What the files of a concept's samples are called."""
+    return [f"{concept}-{i}.png" for i in range(each)]
+
+
 def draw_samples(base: BaseModel, adapter: Adapter, each: int = SAMPLES) -> dict[str, bytes]:
     """Seeded pictures of every concept so far, as PNG bytes by file name."""
     concepts = adapter.manifest.concepts
     prompts = [Prompt(f"a photo of {c.token}", adapter) for c in concepts for _ in range(each)]
-    names = [f"{c.name}-{i}.png" for c in concepts for i in range(each)]
+    names = [name for c in concepts for name in sample_names(c.name, each)]
     images = _draw(base, prompts, [i for _ in concepts for i in range(each)])
     return {name: png(image) for name, image in zip(names, images, strict=True)}

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from cpserve.errors import AdapterError, RefError, printable
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_NAME = "cpserve.json"
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers wants exactly one file whose name ends so, at the root
 NEWEST_EMBEDDING = "learned_embeds.safetensors"
@@ -71,7 +71,9 @@ class BaseEntry(Document, frozen=True):
 
 
 class ConceptEntry(Document, frozen=True):
-    """One learned concept; `since` is the version in which it was learned, `pictures` how many it was learned from."""
+    """One learned concept; `since` is the version in which it was learned, `pictures` how many it was learned from, `dc_accuracy`
+    the share, 0 to 1, of its samples in that version that `classify` put right.
+    """
 
     name: Name
     token: Annotated[str, Meta(pattern=rf"^<{NAME_PATTERN[1:-2]}>\Z")]
@@ -79,6 +81,7 @@ class ConceptEntry(Document, frozen=True):
     templates: tuple[str, ...]
     since: Annotated[int, Meta(ge=0)]
     pictures: Annotated[int, Meta(ge=0)]
+    dc_accuracy: Annotated[float, Meta(ge=0, le=1)] | None = None
 
 
 class Parent(Document, frozen=True):
@@ -153,7 +156,15 @@ def layers_were_kv_only(old: dict[str, Any]) -> dict[str, Any]:
     return old | {"layers": "kv"}
 
 
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: layers_were_kv_only}
+def samples_were_not_judged(old: dict[str, Any]) -> dict[str, Any]:
+    """2 -> 3: `dc_accuracy` may be missing."""
+    return old
+
+
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: layers_were_kv_only,
+    2: samples_were_not_judged,
+}
 """By schema, what makes a document of it one of the next. Stored bytes never change: documents migrate as they are read."""
 
 

@@ -55,13 +55,25 @@ def test_what_changes_nothing_does_not_drift(bases: dict[str, BaseModel], tmp_pa
 
 
 def test_only_what_has_real_pictures_is_compared_with_them(made: Evaluation) -> None:
-    """Alignment, A_MMD and DC accuracy stand for the concept that has pictures, and the summary says what is missing."""
+    """Alignment and A_MMD stand for the concept that has pictures, and the summary says what is missing."""
     assert made.alignment == {0: {}, 1: {1: pytest.approx(made.alignment[1][1])}}
     assert set(made.a_mmd) == {1}
-    assert set(made.dc[1]) == {1}
-    assert 0 <= made.dc[1][1] <= 1
     assert made.summary()["forgetting"] is None
     assert made.summary()["kept"] == pytest.approx(made.kept[1][0], abs=1e-4)
+
+
+def test_what_is_forgotten_is_no_longer_recognised_in_its_own_drawings(
+    bases: dict[str, BaseModel], tmp_path: Path
+) -> None:
+    """Without any real picture: a version whose tokens are swapped takes what was right for wrong, and wrong for right."""
+    base, settings = bases["sd21"], replace(QUICK, method="none", factor_rate=0.05, token_rate=0.5)
+    one, two = (learned(base, tmp_path / str(i), settings, *names) for i, names in enumerate((["dog"], ["dog", "cat"])))
+    dog, cat = two.embeddings["<dog>"], two.embeddings["<cat>"]
+    swapped = replace(two, embeddings={"<dog>": cat, "<cat>": dog})
+    with EagerEngine(base) as engine:
+        right, wrong = (evaluate(engine, [one, v], colours, {}, each=2, steps=3).dc for v in (two, swapped))
+    assert right[0] == wrong[0] == {0: 1}
+    assert right[1] == {i: 1 - wrong[1][i] for i in (0, 1)}
 
 
 def test_evaluation_prompts_occur_nowhere_in_training() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pkgutil
 import re
 import subprocess
@@ -14,7 +15,7 @@ from PIL import Image
 
 import cpserve
 from adapter_store import Store
-from cpserve.adapter import empty_adapter
+from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.drawing import Drawing, draw_latents, generate
 from cpserve.engines.eager import EagerEngine
@@ -124,6 +125,18 @@ def test_every_version_shows_every_concept(store: Store) -> None:
     assert [c.since for c in store.version(f"{ADAPTER}@v2").manifest.concepts] == [1, 2]
     samples = {p for p in store.version(f"{ADAPTER}@v2").paths() if p.startswith("samples/")}
     assert {p.split("/")[1].split("-")[0] for p in samples} == {"dog", "cat"}
+
+
+def test_a_concept_carries_how_well_its_samples_showed_it(base: BaseModel, store: Store) -> None:
+    """The share of those stored with its version that `classify` puts right there; what comes later leaves it alone."""
+    then, now = (store.version(f"{ADAPTER}@v{n}") for n in (1, 2))
+    assert now.manifest.concepts[0] == then.manifest.concepts[0]
+    for version in (then, now):
+        concept = version.manifest.concepts[-1]
+        samples = [Image.open(io.BytesIO(version.read(f"samples/{concept.name}-{i}.png"))) for i in range(4)]
+        with EagerEngine(base) as engine:
+            answers = classify(engine, samples, Adapter.read(version.manifest, version.read))
+        assert concept.dc_accuracy == sum(a.label == concept.name for a in answers) / 4
 
 
 def test_trained_from_pins_the_version_before(store: Store) -> None:

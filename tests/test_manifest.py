@@ -39,6 +39,7 @@ manifests = st.builds(
             templates=st.lists(text, max_size=2).map(tuple),
             since=st.integers(0, 9),
             pictures=st.integers(0, 200),
+            dc_accuracy=st.none() | st.floats(0, 1),
         ),
         max_size=2,
     ).map(tuple),
@@ -106,6 +107,7 @@ def test_an_old_document_reads_as_a_manifest_of_today():
     manifest = Manifest.parse(WRITTEN_BY_SCHEMA_1)
     assert manifest.schema_version == SCHEMA
     assert manifest.layers == "kv"
+    assert manifest.concepts[0].dc_accuracy is None
     assert manifest.concepts[0].templates == ("a {}",)
     assert Manifest.parse(manifest.dump()) == manifest
     newer = manifest.dump().replace(b'"schema_version": %d' % SCHEMA, b'"schema_version": %d' % (SCHEMA + 1))

@@ -19,7 +19,7 @@ from adapter_store.atomic import locked
 from adapter_store.layout import check_paths, is_training_only
 from adapter_store.store import Store
 from cpserve.errors import IntegrityError, RefError, StoreError
-from cpserve.manifest import BaseEntry, ConceptEntry, Fingerprint, Manifest, Parent
+from cpserve.manifest import SCHEMA, BaseEntry, ConceptEntry, Fingerprint, Manifest, Parent
 
 FILES = {
     "README.md": b"# card\n",
@@ -338,7 +338,11 @@ def test_a_version_that_follows_none_or_is_newer_than_this_program_is_named(pets
     assert "does not follow" in pets.verify()[0].what
     with pytest.raises(IntegrityError, match="does not follow"):
         pets.log("pets")
-    plant(tmp_path / "home", 3, good.document.replace(b'"schema_version": 2', b'"schema_version": 3'))
+    plant(
+        tmp_path / "home",
+        3,
+        good.document.replace(b'"schema_version": %d' % SCHEMA, b'"schema_version": %d' % (SCHEMA + 1)),
+    )
     with pytest.raises(IntegrityError, match="schema_version") as caught:
         pets.version("pets")
     assert "upgrade" in caught.value.hint

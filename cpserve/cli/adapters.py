@@ -75,10 +75,20 @@ def show(common: Common, ref: str) -> None:
     manifest = version.manifest
     value = to_builtins(manifest)
     top = {"version": str(version), "created": manifest.created, "method": manifest.method, "base": manifest.base.id}
-    concepts = [(c.name, c.token, c.class_word or "", f"v{c.since}", c.pictures) for c in manifest.concepts]
+    concepts = [
+        (
+            c.name,
+            c.token,
+            c.class_word or "",
+            f"v{c.since}",
+            c.pictures,
+            "" if c.dc_accuracy is None else f"{c.dc_accuracy:.0%}",
+        )
+        for c in manifest.concepts
+    ]
     parts = [
         pairs(top),
-        table(("concept", "say", "class word", "since", "pictures"), concepts),
+        table(("concept", "say", "class word", "since", "pictures", "recognised when learned"), concepts),
         *(pairs(dict(group)) for group in (manifest.settings, manifest.metrics, manifest.libraries) if group),
         table(("file", "bytes", "sha256"), [(f.path, f.size, f.sha256) for f in manifest.files]),
     ]

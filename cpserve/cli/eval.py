@@ -62,7 +62,8 @@ def eval_(
     """Measure what is left of each concept after every later one.
 
     The version in which each concept was learned draws all that it knows, from the same seeds. `kept` says how alike a
-    concept's pictures are to those from when it was learned; with --pictures, also how near to the real ones. Writes
+    concept's pictures are to those from when it was learned; with --pictures, also how near to the real ones. The
+    diffusion classifier says how many of these, or of those from when it was learned, still show it. Writes
     evaluation.json and versions.png, a row a concept, a column a version.
     """
     with writing(out):  # sooner than the drawing

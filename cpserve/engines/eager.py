@@ -46,7 +46,8 @@ class EagerEngine(Engine):
         return torch.cat([self.base.decode(some) for some in self._few(latents)])
 
     def _few(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return rows.split(max(1, PIXELS // self.spec.pixels**2))
+        parts: tuple[Tensor, ...] = rows.split(max(1, PIXELS // self.spec.pixels**2))
+        return parts
 
 
 class CompileEngine(EagerEngine):

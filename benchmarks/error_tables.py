@@ -186,9 +186,12 @@ class Levers:
                 if found:
                     right = float(np.mean([accuracy(label, self.truth) for label in found]))
                     made.setdefault(name, []).append((float(n * labels), round(right, 4)))
-            for name, whole in ((f"elimination at {judging.error:g}", True), ("by region", False)):
-                races = [self._raced(d, replace(judging, whole=whole)) for d in self._spread(window, looks)]
-                spent, right = (round(float(np.mean(part)), 4) for part in zip(*races, strict=True))
+            races: dict[str, list[tuple[float, float]]] = {}
+            for chosen in self._spread(window, looks):
+                for name, (seen, how) in self._seen(chosen, judging).items():
+                    races.setdefault(name, []).append(self._raced(seen, how))
+            for name, run in races.items():
+                spent, right = (round(float(np.mean(part)), 4) for part in zip(*run, strict=True))
                 made.setdefault(name, []).append((spent, right))
         return made
 
@@ -213,11 +216,20 @@ class Levers:
         """The mean of both signs of the noise: `[P,looks,L]` float64."""
         return self.errors[:, chosen].mean(2, dtype=np.float64)
 
-    def _raced(self, chosen: np.ndarray, judging: Judging) -> tuple[float, float]:
+    def _seen(self, chosen: np.ndarray, judging: Judging) -> dict[str, tuple[np.ndarray, Judging]]:
+        """What a race is shown of the chosen pairs, `[P,looks,L+1,h,w]`, and how it judges, by lever."""
+        maps, all_go_on = self.maps[:, chosen], replace(judging, kept=0)
+        turned = in_turn(maps, self.t[chosen], judging.middle)
+        return {
+            f"elimination at {judging.error:g}": (maps.mean(2), replace(judging, whole=True)),
+            "by region": (in_a_row(maps), all_go_on),
+            "the middle first": (turned, all_go_on),
+            f"at most {judging.kept} go on": (turned, judging),
+        }
+
+    def _raced(self, looks: np.ndarray, judging: Judging) -> tuple[float, float]:
         """Evaluations a picture and accuracy with elimination."""
-        maps = self.maps[:, chosen]
-        looks = maps.mean(2) if judging.whole else in_turn(maps, self.t[chosen], judging.middle)
-        races = [raced(one, self.elements, judging.error, whole=judging.whole) for one in looks]
+        races = [raced(one, self.elements, judging) for one in looks]
         right = accuracy(np.array([race.label for race in races]), self.truth)
         return float(np.mean([race.evaluations for race in races])), right
 
@@ -229,17 +241,20 @@ def in_pairs(maps: np.ndarray) -> np.ndarray:
 
 def in_turn(maps: np.ndarray, t: np.ndarray, middle: float) -> np.ndarray:
     """Maps `[P,pairs,2,...]` at `t [pairs]` as `[P,D,...]`, in the order in which `classify` sees them."""
-    order = middle_first(torch.from_numpy(t), middle).numpy()
-    return maps.reshape(len(maps), -1, *maps.shape[3:])[:, order]
+    return in_a_row(maps)[:, middle_first(torch.from_numpy(t), middle).numpy()]
 
 
-def raced(
-    looks: np.ndarray, elements: int, error: float, *, none: bool = False, whole: bool = False, odds: Odds | None = None
-) -> Race:
+def in_a_row(maps: np.ndarray) -> np.ndarray:
+    """Maps `[P,pairs,2,...]` as `[P,D,...]`, pair after pair."""
+    return maps.reshape(len(maps), -1, *maps.shape[3:])
+
+
+def raced(looks: np.ndarray, elements: int, judging: Judging, odds: Odds | None = None) -> Race:
     """What `classify` makes of a picture's error maps `[looks,L+1,h,w]`, c_0 the last label; by the whole picture a look is the
     mean of a pair.
     """
-    kept = Judging.kept if error and not whole else 0
+    error, whole = judging.error, judging.whole
+    kept, none = (0, False) if whole else (judging.kept if error else 0, judging.none)
     race = Race(looks.shape[1] - 1, elements, error=error, kept=kept, none=none, whole=whole, odds=odds or Odds())
     for look in looks:
         if race.over:

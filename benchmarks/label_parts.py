@@ -173,7 +173,7 @@ def part_levers(work: Work) -> dict[str, Curve]:
         depends |= {"engine": engine.kind, "precision": engine.precision}
         tables.append(work.staged(f"levers-{seed}", work.images(seed), 4, do, **depends)[0])
     t = Levers.timesteps(seed_of_draws, asked.pairs, work.base.spec.schedule.steps)
-    return Levers(np.concatenate(tables), t, asked.truth, work.base.spec.elements).rows(work.judging)
+    return Levers(np.concatenate(tables), t, asked.truth, work.base.spec.elements).rows(work.closed)
 
 
 def part_scaling(work: Work) -> list[dict[str, float]]:

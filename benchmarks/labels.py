@@ -9,17 +9,17 @@ by the regions of the picture that a concept explains.
 Data: 20 held-out concepts, six things drawn in two styles among them (near-twins), taught in sequence with the default method
 from six pictures each; asked about ten pictures each of the same drawings with turns and clutter that were not taught, and
 ten each of 20 held-out concepts never taught. Three seeds, each with its own pictures and training; ours has the draws of its
-default seed in all of them, the reference its own for each picture. The reference
-knows no "none of these": accuracy and cost compare both among the known labels (`none=False`), with the reference on torch
-as the authors ran it, and seconds on the same engine beside. Calibration and "none of these" are measured with the defaults;
-the threshold at 5 % false alarms is fitted on further pictures of the known concepts. Seconds of a picture alone are medians
-of rivals taking turns. The levers are judged from one table of errors. Beside ours: Lite0's nearest class mean.
+default seed in all of them, the reference its own for each picture. The reference knows no "none of these": accuracy and cost
+compare both among the known labels (`--known-only`), with the reference on torch as the authors ran it, and seconds on the
+same engine beside. Calibration and "none of these" are measured with the defaults; the threshold at 5 % false alarms is
+fitted on further pictures of the known concepts. Seconds of a picture alone are medians of rivals taking turns. The levers
+are judged from one table of errors. Beside ours: Lite0's nearest class mean.
 
 Everything learned and measured is kept in `--work` by what it depends on (base, settings, seed, labels, code that judges): a
 killed run goes on where it was, and two terminals share the work (each is then slower, which its seconds in bulk show). What
 the reference says is kept in `results/published.jsonl`, too. Each seed is one line in `results/labels.jsonl`; what levers bring
-and what more labels cost is measured on the first seed, a line each in `results/levers.jsonl` and `results/scaling.jsonl`. A line
-that stands is not run again.
+and what more labels cost is measured on the first seed, or those asked for with `--only`, a line each in `results/levers.jsonl`
+and `results/scaling.jsonl`, of which the last counts. A line that stands is not run again.
 
     python tools/emoji64/sources.py && python tools/emoji64/render.py     # the drawings, once
     python benchmarks/labels.py [--engine openvino] # hours; most of them the reference's
@@ -140,7 +140,7 @@ def main() -> None:
     arguments.add_argument("--labels", type=int, nargs="+", help="numbers of labels to measure the cost at")
     arguments.add_argument("--label-steps", type=int, help="optimiser steps a concept for these")
     arguments.add_argument("--work", type=Path, default=ROOT / "build" / "labels")
-    arguments.add_argument("--only", choices=PARTS, help="do one part, print what it found, keep no line")
+    arguments.add_argument("--only", choices=PARTS, help="do one part and print it; keep the line of levers or scaling")
     arguments.add_argument("--quick", action="store_true")
     arguments.add_argument("--table", action="store_true")
     arguments.add_argument("--plot", type=Path, metavar="FILE")
@@ -156,6 +156,8 @@ def main() -> None:
     for seed in asked.seeds:
         with closing(Work(given.work, replace(asked, seeds=(seed,)), base, results)) as work:
             if given.only:
+                if given.only in LINES:
+                    add(work, given.only)
                 print(PARTS[given.only](work))
                 continue
             for name in LINES if seed == Asked.seeds[0] else (NAME,):

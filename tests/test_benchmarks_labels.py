@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.error_tables import Labels, Published, calibration_error, found_at, interval
+from benchmarks.error_tables import Labels, Levers, Published, calibration_error, found_at, interval
 from benchmarks.label_table import average, difference
+from cpserve.recognition import Judging
 
 PLAN = Published(first=4, total=12, keep=2)
 
@@ -36,6 +37,23 @@ def test_the_reference_looks_where_its_algorithm_says(monkeypatch: pytest.Monkey
     spent, right = zip(*PLAN.curve(made[None, ..., 0], np.array([1])), strict=True)
     assert spent[-1] == PLAN.evaluations(4)
     assert right[-1] == 1
+
+
+def test_each_lever_has_its_row() -> None:
+    """Where the true label explains a corner of the picture, every row that pairs draws is right; what races never costs more than
+    all labels and c_0 at all draws, and less where few go on.
+    """
+    rng, truth = np.random.default_rng(0), np.arange(4).repeat(3)
+    maps = 100 + rng.normal(0, 1, (len(truth), 16, 2, 1, 8, 8)) + rng.normal(0, 0.1, (len(truth), 16, 2, 5, 8, 8))
+    maps[np.arange(len(truth)), :, :, truth, :4, :4] -= 20
+    rows = Levers(maps, np.linspace(0.2, 0.59, 16), truth, 256).rows(Judging(none=False, kept=2))
+    for name, curve in rows.items():
+        spent, right = zip(*curve, strict=True)
+        assert list(spent) == sorted(spent)
+        assert name == "each label its own draws" or set(right) == {1}
+        assert all(e <= n * 5 for e, n in zip(spent, (2, 4, 8, 16, 32), strict=False))
+    assert list(rows)[-3:] == ["by region", "the middle first", "at most 2 go on"]
+    assert rows["at most 2 go on"][-1][0] <= rows["the middle first"][-1][0]
 
 
 def test_the_calibration_error_is_the_distance_from_the_share_right() -> None:

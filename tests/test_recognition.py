@@ -219,7 +219,7 @@ def test_a_table_of_maps_is_judged_as_pictures_are(bases: dict[str, BaseModel], 
         plan = draws(judging.seed, 6, tuple(latents.shape[1:]), judging.low * length, judging.high * length)
         tables = np.stack([in_pairs(labels.maps(latent, plan)) for latent in latents])
         for answer, looks in zip(answers, in_turn(tables, plan.t[::2].numpy(), judging.middle * length), strict=True):
-            race = raced(looks, engine.spec.elements, judging.error, none=judging.none)
+            race = raced(looks, engine.spec.elements, judging)
             assert race.evaluations == answer.evaluations
             assert race.probabilities == pytest.approx(list(answer.probabilities.values()), abs=1e-3)
 

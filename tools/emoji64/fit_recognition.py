@@ -104,7 +104,7 @@ class Measured:
     def judged(self, odds: Odds, *, none: bool = True) -> tuple[np.ndarray, np.ndarray, float]:
         """What `classify` makes of them, or of the known ones among the known labels: `p [P,L+1]`, `label [P]`, mean evaluations."""
         maps = self.maps if none else self.maps[self.known]
-        races = [raced(one, self.elements, Judging.error, none=none, odds=odds) for one in maps]
+        races = [raced(one, self.elements, Judging(none=none), odds) for one in maps]
         label = np.array([race.label for race in races])
         return np.array([race.probabilities for race in races]), label, float(np.mean([r.evaluations for r in races]))
 

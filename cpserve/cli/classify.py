@@ -108,7 +108,6 @@ def classify(
     if resume and not out:
         raise click.UsageError("--resume goes with --out")
     from cpserve.cli._pictures import total
-    from cpserve.recognition import MANY
 
     refused: list[dict[str, str]] = []
     if explain:
@@ -117,9 +116,7 @@ def classify(
     with open_for(common, engine, bundle, base) as opened:
         name, adapter = read_adapters(common, opened, [ref])[ref]
         judging = _judging(draws, error, none=not known_only)
-        known = len(adapter.manifest.concepts)
-        if judging.error and not opened.slopes and known > MANY * judging.kept:
-            click.echo(f"each of {known} concepts is asked; a bundle of cpserve export --slopes asks few", err=True)
+        _warn(opened, adapter, judging)
         labels = _table(out, name, adapter, opened, judging)
         expected, done = total(paths), 0
         kept = f"{out} holds all that was judged; go on with --resume" if out else ""
@@ -179,6 +176,18 @@ def _judging(draws: int | None, error: float | None, *, none: bool) -> Judging:
 
     usual = Judging()
     return replace(usual, draws=draws or usual.draws, error=usual.error if error is None else error, none=none)
+
+
+def _warn(engine: Engine, adapter: Adapter, judging: Judging) -> None:
+    """What costs more than it need, or was never measured."""
+    from cpserve.base import BUILTIN
+    from cpserve.recognition import MANY
+
+    known, base = len(adapter.manifest.concepts), engine.spec.entry.id
+    if judging.error and not engine.slopes and known > MANY * judging.kept:
+        click.echo(f"each of {known} concepts is asked; a bundle of cpserve export --slopes asks few", err=True)
+    if base != BUILTIN:
+        click.echo(f"how sure answers are was fitted on {BUILTIN}; on {base} it is a guess", err=True)
 
 
 def _table(out: Path | None, name: str, adapter: Adapter, engine: Engine, judging: Judging) -> LabelTable | None:

@@ -33,7 +33,9 @@ def together(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     truth, theirs, mine = (np.concatenate([x["labels"][k] for x in lines]) for k in ("truth", "reference", "ours"))
     sure, was_right = (np.concatenate([x["none"][k] for x in lines]) for k in ("sure", "right"))
     whole["difference"] = difference(truth, mine, theirs)
+    known = np.concatenate([np.arange(len(x["none"]["sure"])) < len(x["labels"]["truth"]) for x in lines])
     whole["none"]["calibration_error"] = calibration_error(sure, was_right)
+    whole["none"]["calibration_error_of_known"] = calibration_error(sure[known], was_right[known])
     whole["ratios"] = ratios(whole["reference"], whole["ours"], whole["seconds_alone"])
     return whole
 
@@ -50,7 +52,7 @@ def average(values: Sequence[Any]) -> Any:
 
 def table(line: dict[str, Any]) -> str:
     """Markdown: who is right at what cost, what it comes to, what each lever brings, and how cost grows with labels."""
-    none, found = line["none"], "at_threshold"
+    none, found, usual = line["none"], "at_threshold", line["none"]["by_default"]
     rows = []
     for name, key in (("as published", "reference"), ("`classify`", "ours")):
         one, alone = line[key], {k.split()[1]: v for k, v in line["seconds_alone"].items() if k.startswith(key)}
@@ -68,8 +70,10 @@ def table(line: dict[str, Any]) -> str:
     said = (
         f"Difference in accuracy {off['mean']:+.1%} (95 % interval {low:+.1%} to {high:+.1%}, by concepts {least:+.1%} to"
         f" {most:+.1%}) at 1/{times['evaluations']:g} of the evaluations and 1/{times['seconds_alone']:g} of the time"
-        f" (1/{times['seconds_alone_both_eager']:g} both on eager). Expected calibration error"
-        f" {none['calibration_error']:.3f}; false alarms {none[found]['false_alarms']:.1%}."
+        f" (1/{times['seconds_alone_both_eager']:g} both on eager). The threshold has {none[found]['false_alarms']:.1%} false"
+        f' alarms. With "none of these": {none["accuracy"]:.1%} of the known right, {usual["false_alarms"]:.1%} false alarms,'
+        f" {usual['found']:.1%} of the others found, {none['evaluations']:g} evaluations and {none['seconds_in_bulk']:.3g} s each,"
+        f" expected calibration error {none['calibration_error']:.3f} ({none['calibration_error_of_known']:.3f} of the known)."
     )
     curves = {"as published": line["reference"]["curve"], **line.get("levers", {})}
     wide = max(map(len, curves.values()))

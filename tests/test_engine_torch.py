@@ -46,6 +46,19 @@ def test_half_precision_is_a_copy(base: BaseModel) -> None:
         assert torch.equal(mixed(eager), judge)
 
 
+def test_the_unet_sees_few_large_rows_at_once(bases: dict[str, BaseModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that mix adapters, prompts and timesteps give the same, and SDXL's with their sizes, where one fills a call."""
+    for base in (bases["sd15"], bases["sdxl"]):
+        seen: list[int] = []
+        with EagerEngine(base) as engine, monkeypatch.context() as patch:
+            judge = mixed(engine)
+            patch.setattr("cpserve.engines.eager.CELLS", 64)
+            hook = base.unet.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(len(inputs[0])))
+            torch.testing.assert_close(mixed(engine), judge, atol=1e-4, rtol=0)
+            hook.remove()
+        assert seen == [1, 1, 1]
+
+
 def test_the_autoencoder_sees_few_large_pictures_at_once(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a budget of one picture's pixels it sees them one by one, and what comes out is the same."""
     side, seen = base.spec.pixels, list[int]()

@@ -42,7 +42,12 @@ def learn_jointly(base: BaseModel, concepts: Sequence[Concept], settings: Settin
     rows = torch.stack([start_token(base, concept.class_word, settings.seed + j) for j, concept in enumerate(concepts)])
     model = trainable(base, start, rows[-1], settings.rank, settings.seed, None, fresh=True)
     earlier = nn.Parameter(rows[:-1])
-    latents = torch.cat([encode_concept(base, concept, settings.variants, settings.seed) for concept in concepts])
+    latents = torch.cat(
+        [
+            encode_concept(base, concept, settings.variants, settings.seed, mirror=settings.mirror)
+            for concept in concepts
+        ]
+    )
     task = Joint(
         base,
         settings,

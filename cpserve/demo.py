@@ -23,13 +23,13 @@ from cpserve.drawing import Drawing, Drawn, generate
 from cpserve.engine import Engine, open_engine
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import CpserveError
-from cpserve.learning import head_adapter, learn
+from cpserve.learning import Report, head_adapter, learn
 from cpserve.prompts import Prompt
 from cpserve.recognition import NONE, Answer, Judging, classify
 
 if TYPE_CHECKING:
     from adapter_store import Store
-    from trainer import Progress, Settings
+    from trainer import Settings
 
 _HEAD = """<!doctype html><meta charset=utf-8><title>cpserve demo</title><style>
 body{font:15px sans-serif;max-width:70em;margin:2em auto}
@@ -63,7 +63,7 @@ def run_demo(
     out: Path,
     settings: Settings,
     say: Callable[[str], None],
-    progress: Callable[[str, Progress], None] | None = None,
+    progress: Report | None = None,
 ) -> Told:
     """Run it all; `examples` holds `<name>.zip` to teach from and the folders `unseen/<name>` of pictures to judge by. What
     `store` holds of a run with the same pictures and steps that was stopped is gone on with.

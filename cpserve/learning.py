@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from adapter_store import Store, Version
     from trainer import Progress, Record, Settings
 
-SAMPLES = 4
+SAMPLES = 4  # of the concept just learned; of each earlier one the first
+Report = Callable[[str, int, int, str], None]
+"""(what, steps done, steps in all, how it goes)."""
 LEAST_LEARNED = 0.5  # of the own pictures told from the others'; below, the user is warned
 
 
@@ -58,7 +60,7 @@ def learn(
     *,
     resume: bool = False,
     restart: bool = False,
-    progress: Callable[[str, Progress], None] | None = None,
+    progress: Report | None = None,
 ) -> list[Learned]:
     """Learn concepts in the order given, one new version each. A killed run goes on with `resume`, bit for bit.
 
@@ -151,15 +153,21 @@ def _learn_one(
     record: Record,
     *,
     resume: bool,
-    progress: Callable[[str, Progress], None] | None,
+    progress: Report | None,
 ) -> Learned:
     import trainer
     from adapter_store.card import render_card
     from trainer.methods import BY_NAME
 
+    def prior(prompt: str, count: int) -> list[Image.Image]:
+        return _draw(base, [Prompt(prompt)] * count, range(count), f"drawing {prompt!r}", progress)
+
+    def told(at: Progress) -> None:
+        if progress:
+            progress(f"learning {concept.name}", at.step, at.steps, f"loss {at.loss:.4f}")
+
     unfit = check_fits(start, base.spec.entry)
     base.spec.sites.check(start.lora)
-    told = (lambda p: progress(concept.name, p)) if progress else None
     made = trainer.learn(
         base,
         concept,
@@ -167,11 +175,11 @@ def _learn_one(
         settings,
         record,
         past=_past(store, name, start) if BY_NAME[settings.method].consolidate else (),
-        prior=lambda prompt, count: _draw(base, [Prompt(prompt)] * count, range(count)),
+        prior=prior,
         resume=resume,
         progress=told,
     )
-    made = _judged(base, replace(made, samples=draw_samples(base, made)))
+    made = _judged(base, replace(made, samples=draw_samples(base, made, progress)))
     files = made.files()
     files["README.md"] = render_card(made.manifest, name, files).encode()
     head = start.manifest.version
@@ -185,9 +193,7 @@ def _learn_one(
 def _judged(base: BaseModel, made: Adapter) -> Adapter:
     """With the share of the newest concept's samples that show it, to tell by `cpserve eval` what is left of it later."""
     *earlier, concept = made.manifest.concepts
-    samples = [
-        Image.open(io.BytesIO(data)) for name, data in made.samples.items() if name in sample_names(concept.name)
-    ]
+    samples = [Image.open(io.BytesIO(made.samples[sample_name(concept.name, i)])) for i in range(SAMPLES)]
     with EagerEngine(base) as engine:
         answers = classify(engine, samples, made)
     share = sum(answer.label == concept.name for answer in answers) / len(answers)
@@ -211,20 +217,26 @@ def _past(store: Store, name: str, start: Adapter) -> list[Adapter]:
     return [Adapter.read(version.manifest, version.read) for version in versions]
 
 
-def _draw(base: BaseModel, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Image.Image]:
+def _draw(
+    base: BaseModel, prompts: Sequence[Prompt], seeds: Sequence[int], what: str, progress: Report | None
+) -> list[Image.Image]:
+    def told(done: int, steps: int) -> None:
+        if progress:
+            progress(what, done, steps, "")
+
     with EagerEngine(base) as engine:
-        return [d.image for d in generate(engine, prompts, seeds, Drawing(guidance=3.0))]
+        return [d.image for d in generate(engine, prompts, seeds, Drawing(guidance=3.0), progress=told)]
 
 
-def sample_names(concept: str, each: int = SAMPLES) -> list[str]:
-    """What the files of a concept's samples are called."""
-    return [f"{concept}-{i}.png" for i in range(each)]
+def sample_name(concept: str, number: int) -> str:
+    """What the file of a concept's sample is called."""
+    return f"{concept}-{number}.png"
 
 
-def draw_samples(base: BaseModel, adapter: Adapter, each: int = SAMPLES) -> dict[str, bytes]:
-    """Seeded pictures of every concept so far, as PNG bytes by file name."""
-    concepts = adapter.manifest.concepts
-    prompts = [Prompt(f"a photo of {c.token}", adapter) for c in concepts for _ in range(each)]
-    names = [name for c in concepts for name in sample_names(c.name, each)]
-    images = _draw(base, prompts, [i for _ in concepts for i in range(each)])
-    return {name: png(image) for name, image in zip(names, images, strict=True)}
+def draw_samples(base: BaseModel, adapter: Adapter, progress: Report | None = None) -> dict[str, bytes]:
+    """Seeded pictures of every concept so far, SAMPLES of the newest and one of each other, as PNG bytes by file name."""
+    *earlier, newest = adapter.manifest.concepts
+    wanted = [(c, i) for c, each in (*((c, 1) for c in earlier), (newest, SAMPLES)) for i in range(each)]
+    prompts = [Prompt(f"a photo of {concept.token}", adapter) for concept, _ in wanted]
+    images = _draw(base, prompts, [i for _, i in wanted], f"drawing {newest.name}", progress)
+    return {sample_name(c.name, i): png(image) for (c, i), image in zip(wanted, images, strict=True)}

@@ -317,6 +317,13 @@ def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
+def test_names_and_class_words_go_with_the_concepts_in_order(home: Path, tmp_path: Path) -> None:
+    """Each `--concept` has the name and the word that were given in its place."""
+    given = "train --concept {0} --name rex --class-word dog --concept {0} --name tom --class-word cat --dry-run --json"
+    plan = json.loads(run(*given.format(home / "dog.zip").split(), "--store", tmp_path / "s").stdout)
+    assert [(c["name"], c["class_word"]) for c in plan["concepts"]] == [("rex", "dog"), ("tom", "cat")]
+
+
 def test_check_shows_what_would_be_refused(tmp_path: Path) -> None:
     """A refused entry is named with its rule and the exit code is 1; a name cannot speak to the terminal."""
     Image.new("RGB", (32, 32)).save(tmp_path / "small.png")

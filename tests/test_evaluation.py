@@ -15,9 +15,9 @@ from PIL import Image
 from cpserve.base import BaseModel
 from cpserve.cli import main
 from cpserve.engines.eager import EagerEngine
-from cpserve.evaluation import EVALUATED, Evaluation, evaluate
+from cpserve.evaluation import EVALUATED, UNRELATED, Evaluation, evaluate
 from tests.lessons import QUICK, concept, learned
-from trainer.settings import PROTECTED, TEMPLATES, UNSEEN
+from trainer.settings import NOUNS, PROTECTED, TEMPLATES, UNSEEN, UNSEEN_NOUNS
 
 
 def colours(pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -77,8 +77,9 @@ def test_what_is_forgotten_is_no_longer_recognised_in_its_own_drawings(
 
 
 def test_evaluation_prompts_occur_nowhere_in_training() -> None:
-    """None of them is a template or a protected wording."""
+    """None of them is a template or a protected wording, nor are unrelated prompts about a protected thing."""
     assert not {*EVALUATED, *UNSEEN} & {*TEMPLATES, *PROTECTED}
+    assert not {*NOUNS} & {word for text in (*UNRELATED, *UNSEEN_NOUNS) for word in text.split()}
 
 
 def test_the_command_writes_numbers_and_a_picture(tmp_path: Path) -> None:

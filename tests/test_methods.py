@@ -22,9 +22,10 @@ from cpserve.learning import _unlearned
 from cpserve.prompts import tokenize
 from cpserve.score import log_scores, predictions, squared, temperature
 from tests.lessons import QUICK, concept, learned, packed_of
+from tests.plain import pipeline
 from trainer import METHODS, Progress, Record, learn
 from trainer.consolidate import consolidation
-from trainer.fisher import sampled_rivals
+from trainer.fisher import fisher, sampled_rivals
 from trainer.images import encode_concept
 from trainer.learned import own_accuracy
 from trainer.lora import fresh_factors, states
@@ -141,6 +142,50 @@ def test_ewc_dcs_loss_pulls_to_the_true_concept_and_away_from_the_others() -> No
     p = np.exp([-0.5, -1.5, -2.5]) / np.exp([-0.5, -1.5, -2.5]).sum()
     wanted = 0.25 + 4 * (-np.log(p[0]) + np.log(p[1]) + np.log(p[2]))
     assert float(fisher_loss(error, torch.tensor(0.25), 2.0, 4.0)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_fisher_is_that_of_its_definition(v_base: BaseModel, tmp_path: Path) -> None:
+    """Written out draw by draw: the concept's own prompt is the true label, its denoising loss is a mean, gradients are squared."""
+    dog = learned(v_base, tmp_path, replace(QUICK, method="ewc-dc"), "dog")
+    settings = replace(QUICK, method="ewc-dc", dc_delta=0.5)
+    lesson = Lesson(v_base, dog, check_new(v_base, dog, concept("cat", 1)), (None,) * 3, settings)
+    task = _task(lesson, {"latents": encode_concept(v_base, concept("cat", 1), 2, 0)})
+    texts = ["a photo of <cat>", "a photo", "a photo of <dog>"]
+    found, tau = fisher(task, lesson.ids(texts[1:]))
+    plain, none = fisher(task, lesson.ids([""])[:0])
+    assert tau > 0
+    assert none == 0
+    wanted, denoising = ({k: torch.zeros_like(p) for k, p in task.trainable.factors.items()} for _ in "ab")
+    for number in range(settings.fisher_draws):
+        x0, draw = task.draw(1, task.generator(number, stream=3))
+        e = states(v_base, lesson.ids(texts), task.earlier, task.trainable.token)
+        eps = predictions(
+            task.denoise(task.trainable.packed(e)), v_base.spec.schedule, x0, draw, torch.arange(len(texts))
+        )
+        off = (draw.noise[:, None] - eps).pow(2).flatten(2).sum(2)[0]
+        p = torch.softmax(-off / tau, 0)
+        loss = off[0] / x0.numel() + 0.5 * (-p[0].log() + p[1].log() + p[2].log())
+        for total, value in ((wanted, loss), (denoising, off[0] / x0.numel())):
+            gradients = torch.autograd.grad(value, list(task.trainable.factors.values()), retain_graph=True)
+            for name, gradient in zip(total, gradients, strict=True):
+                total[name] += gradient.pow(2) / settings.fisher_draws
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-2, atol=1e-3 * float(wanted[name].max()))
+        torch.testing.assert_close(plain[name], denoising[name], rtol=1e-2, atol=1e-3 * float(denoising[name].max()))
+
+
+def test_diffusers_computes_the_same_keys_and_values(folders: dict[str, Path], base: BaseModel, tmp_path: Path) -> None:
+    """Three concepts folded and published: plain diffusers' projections of a prompt are ours to 1e-5."""
+    adapter = learned(base, tmp_path, replace(QUICK, factor_rate=1e-2), "dog", "cat", "bowl")
+    text = "a photo of <dog>, <cat> and <bowl>"
+    pipe = pipeline(folders["sd15"], adapter)
+    with torch.no_grad():
+        e = pipe.encode_prompt(text, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
+        layers, ours = dict(pipe.unet.named_modules()), packed_of(base, adapter, [text])
+        for site, projection, cut in base.spec.sites.parts:
+            theirs = getattr(layers[site.name], projection)(e)
+            torch.testing.assert_close(ours[..., cut], theirs, atol=1e-5, rtol=1e-5)
+    assert largest_change(packed_of(base, replace(adapter, lora={}), [text]), ours) > 1e-2
 
 
 def test_online_ewc_forgets_by_gamma() -> None:

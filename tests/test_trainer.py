@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from adapter_store import Store
 from cpserve.adapter import empty_adapter
@@ -23,7 +24,7 @@ from cpserve.score import draws, errors, log_scores, temperature
 from cpserve.text_encoder import token_table
 from tests.lessons import QUICK, concept, learned
 from trainer import Progress, Record, learn
-from trainer.images import encode_concept
+from trainer.images import encode_concept, variant
 from trainer.loop import RunningLoss, Stage, faster_precision, optimise
 from trainer.lora import fold, fresh_factors, recompress, states
 from trainer.penalties import null_space
@@ -98,6 +99,35 @@ def test_a_resumed_run_must_be_the_same_run(base: BaseModel, tmp_path: Path) -> 
     with pytest.raises(TrainingError, match="something else"):
         learn(base, concept("cat"), empty, QUICK, record, resume=True)
     assert record.read_run().concept.name == "dog"
+
+
+def test_a_run_goes_on_in_smaller_parts(base: BaseModel, tmp_path: Path) -> None:
+    """Where memory ran out, `accumulate` may change without the steps so far being lost; the adapter is the same to rounding."""
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    straight = learned(base, tmp_path / "straight", QUICK, "dog")
+    record, empty, seen = Record(tmp_path / "broken"), empty_adapter(base.spec.entry), list[int]()
+    with pytest.raises(KeyboardInterrupt):
+        learn(base, concept("dog"), empty, QUICK, record, progress=stop)
+    parts = replace(QUICK, accumulate=2)
+    resumed = learn(base, concept("dog"), empty, parts, record, resume=True, progress=lambda p: seen.append(p.step))
+    assert seen == [4, 5, 6]
+    assert resumed.manifest.settings["accumulate"] == 2
+    torch.testing.assert_close(resumed.embeddings["<dog>"], straight.embeddings["<dog>"], atol=1e-3, rtol=0)
+
+
+def test_letters_are_not_mirrored() -> None:
+    """Without `mirror` no crop of a picture whose left half is black has its right one black; with it, half of them do."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, 32:] = 255
+    for mirror, most in ((False, 0), (True, 28)):
+        rng = np.random.default_rng(0)
+        crops = [np.asarray(variant(Image.fromarray(pixels), 16, rng, mirror=mirror)) for _ in range(40)]
+        turned = sum(bool(crop[:, 0].mean() > crop[:, -1].mean()) for crop in crops)
+        assert (12 if mirror else 0) <= turned <= most  # 12 to 28 of 40 coins: all but one in a hundred
 
 
 def test_v_prediction_trains(v_base: BaseModel, tmp_path: Path) -> None:
@@ -226,13 +256,15 @@ def test_scores_sum_to_one_whatever_the_order(base: BaseModel) -> None:
 
 
 def test_text_states_of_earlier_tokens_do_not_see_the_new_one(base: BaseModel) -> None:
-    """A prompt with an earlier token has the same states whatever the new token's embedding is."""
+    """A prompt's states before the new token are the same whatever its embedding is; from there on they are not."""
     name, table = token_table(base.text_encoder)
     assert name.endswith("token_embedding.weight")
-    ids = tokenize(base.spec.tokenizer, ["a photo of <dog>"], ["<dog>", "<cat>"])
-    earlier = table[5][None]
-    a, b = (states(base, ids, earlier, table[i]) for i in (7, 8))
-    assert torch.equal(a, b)
+    ids = tokenize(base.spec.tokenizer, ["a photo of <dog> and <cat>"], ["<dog>", "<cat>"])
+    at = int((ids[0] == len(base.spec.tokenizer) + 1).nonzero())
+    a, b = (base.spec.sites.split(states(base, ids, table[5][None], table[i]))[0] for i in (7, 8))
+    assert (ids[0, :at] == len(base.spec.tokenizer)).any()
+    assert torch.equal(a[:, :at], b[:, :at])
+    assert not torch.equal(a[:, at], b[:, at])
 
 
 def test_latents_are_gone_once_the_version_stands(base: BaseModel, tmp_path: Path) -> None:
@@ -248,8 +280,8 @@ def test_an_unfinished_run_stands_in_the_way(base: BaseModel, tmp_path: Path) ->
     """A second run over an unfinished one is refused until it is resumed or dropped; dropping starts anew."""
     store = Store(tmp_path)
 
-    def stop(_name: str, progress: Progress) -> None:
-        if progress.step == 2:
+    def stop(_what: str, done: int, *_: object) -> None:
+        if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -266,8 +298,8 @@ def test_two_processes_cannot_teach_one_adapter(base: BaseModel, tmp_path: Path)
     """While one run teaches an adapter, another one of the same adapter is refused, and one of another adapter is not."""
     store, seen = Store(tmp_path), []
 
-    def meanwhile(_name: str, progress: Progress) -> None:
-        if progress.step == 1:
+    def meanwhile(what: str, done: int, *_: object) -> None:
+        if (what, done) == ("learning dog", 1):
             with pytest.raises(TrainingError, match="another process"):
                 learn_and_keep(base, [concept("cat")], store, "pets", QUICK, restart=True)
             seen.append(learn_and_keep(base, [concept("cat")], store, "others", QUICK))
@@ -311,19 +343,23 @@ def test_killed_at_any_moment_training_goes_on(
     """`kill -9` at 20 seeded moments, each time resumed: the store verifies, and the end equals an undisturbed run's."""
     monkeypatch.setattr("trainer.loop.SAVE_EVERY_S", 0.0)
     rng, fork, store = np.random.default_rng(1), multiprocessing.get_context("fork"), Store(tmp_path)
+    began, within = time.monotonic(), 0
+    straight = learned(base, tmp_path / "straight", LONG, "dog")
+    whole = time.monotonic() - began
     for _ in range(20):
         child = fork.Process(
             target=learn_and_keep, args=(base, [concept("dog")], store, "pets", LONG), kwargs={"resume": True}
         )
         child.start()
-        time.sleep(rng.uniform(0.02, 0.5))
+        time.sleep(rng.uniform(0.02, 0.5 * whole))
         child.kill()
         child.join()
         assert not store.verify()
+        within += 0 < Record(tmp_path / "runs" / "pets").load_state("learn")[1] < LONG.steps
+    assert within > 0
     if store.head("pets") == 0:
         learn_and_keep(base, [concept("dog")], store, "pets", LONG, resume=True)
     assert store.head("pets") == 1
-    straight = learned(base, tmp_path / "straight", LONG, "dog")
     assert head_adapter(store, "pets", base, "none").content_hash == straight.content_hash
 
 

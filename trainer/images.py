@@ -10,20 +10,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cpserve.at_once import PIXELS, few
 from cpserve.base import BaseModel
 from cpserve.concept import Concept
 
 SMALLEST_CROP = 0.85  # of the shorter side: less and small pictures lose their subject
 
 
-def variant(image: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:
-    """A random square crop of at least SMALLEST_CROP of the shorter side, near the middle, perhaps mirrored."""
+def variant(image: Image.Image, side: int, rng: np.random.Generator, *, mirror: bool) -> Image.Image:
+    """A random square crop of at least SMALLEST_CROP of the shorter side, near the middle; half of them mirrored, if any are."""
     shorter = min(image.size)
     size = shorter * rng.uniform(SMALLEST_CROP, 1.0)
     left = (image.width - size) / 2 + (shorter - size) * rng.uniform(-0.5, 0.5)
     top = (image.height - size) / 2 + (shorter - size) * rng.uniform(-0.5, 0.5)
     crop = image.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + size, top + size))
-    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 and mirror else crop
 
 
 def to_tensor(images: Sequence[Image.Image]) -> Tensor:
@@ -42,14 +43,16 @@ def digest(concept: Concept) -> str:
 
 def encode_pictures(base: BaseModel, images: Sequence[Image.Image], batch: int = 32) -> Tensor:
     """Latents `[B,4,h,w]` of unit scale of pictures at the base's size, on the CPU."""
-    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
-    return torch.cat([base.encode_pictures(to_tensor(part).to(base.device)).cpu() for part in parts])
+    parts = [to_tensor(images[i : i + batch]) for i in range(0, len(images), batch)]
+    return torch.cat(
+        [base.encode_pictures(some.to(base.device)).cpu() for part in parts for (some,) in few(PIXELS, part)]
+    )
 
 
-def encode_concept(base: BaseModel, concept: Concept, variants: int, seed: int) -> Tensor:
+def encode_concept(base: BaseModel, concept: Concept, variants: int, seed: int, *, mirror: bool = True) -> Tensor:
     """Latents `[pictures * variants, 4, h, w]` of unit scale, picture by picture."""
     made = []
     for number, picture in enumerate(concept.pictures):
         rng = np.random.default_rng((seed, number))
-        made += [variant(picture.image, base.spec.pixels, rng) for _ in range(variants)]
+        made += [variant(picture.image, base.spec.pixels, rng, mirror=mirror) for _ in range(variants)]
     return encode_pictures(base, made)

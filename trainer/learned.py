@@ -33,10 +33,7 @@ def own_accuracy(task: Task, tokens: Sequence[str], lora: Tensors) -> float:
     x0 = task.latents[::step][:PICTURES].to(base.device)
     length = base.spec.schedule.steps
     plan = draws(task.settings.seed, PAIRS, tuple(x0.shape[1:]), LOW * length, HIGH * length).to(base.device)
-    right = 0
-    for part in x0.chunk(task.settings.accumulate):
-        total: Tensor = torch.zeros(len(part), len(texts), device=base.device)
-        for t, noise in zip(plan.t, plan.noise, strict=True):
-            total += errors(denoise, base.spec.schedule, part, Draw(t[None], noise[None]), torch.arange(len(texts)))
-        right += int((total.argmin(1) == 0).sum())
-    return right / len(x0)
+    total: Tensor = torch.zeros(len(x0), len(texts), device=base.device)
+    for t, noise in zip(plan.t, plan.noise, strict=True):
+        total += errors(denoise, base.spec.schedule, x0, Draw(t[None], noise[None]), torch.arange(len(texts)))
+    return int((total.argmin(1) == 0).sum()) / len(x0)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cpserve.at_once import CELLS, few
 from cpserve.base import BaseModel
 from cpserve.errors import TrainingError
 from cpserve.score import DenoiseSlots, Draw
@@ -73,11 +74,13 @@ class Task:
         return x0.to(device), Draw(t, noise).to(device)
 
     def denoise(self, packed: Tensor) -> DenoiseSlots:
-        """The UNet's eps under prompts of packed K,V `[N,S,W]`, in the faster precision."""
+        """The UNet's eps under prompts of packed K,V `[N,S,W]`, in the faster precision; without gradients few rows at once."""
 
         def eps(z: Tensor, t: Tensor, slot: Tensor) -> Tensor:
+            rows = z, t, slot.to(z.device), *self.base.spec.sizes(z)
+            parts = [rows] if torch.is_grad_enabled() else few(CELLS, *rows)
             with faster_precision(z.device):
-                output = self.base.unet(z, t, packed, slot.to(z.device), *self.base.spec.sizes(z))
+                output = torch.cat([self.base.unet(x, s, packed, at, *added) for x, s, at, *added in parts])
             return self.base.spec.schedule.eps(output.float(), z, t)
 
         return eps

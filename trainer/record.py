@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -32,6 +33,11 @@ class Run(Document, frozen=True):
     """The content hash of the adapter that learning went on from."""
     pictures: str
     """A hash of the pictures and captions: a resumed run must bring the same. It goes when the run goes, as they do."""
+
+    def same_as(self, other: Run) -> bool:
+        """Whether one may go on with the other; into how many parts a step is cut may change, where memory ran out."""
+        mine, theirs = (replace(run, settings={**run.settings, "accumulate": 1}) for run in (self, other))
+        return mine == theirs
 
 
 @dataclass(frozen=True)

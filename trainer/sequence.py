@@ -28,7 +28,7 @@ from trainer.penalties.c_lora import Overlap, updates
 from trainer.penalties.ewc import Anchor, decay
 from trainer.penalties.null_space import basis_of, largest_change
 from trainer.record import Record, Run
-from trainer.settings import GENERIC_PROMPT, NOUNS, PROTECTED, TEMPLATES, UNSEEN, Settings
+from trainer.settings import GENERIC_PROMPT, NOUNS, PROTECTED, TEMPLATES, UNSEEN, UNSEEN_NOUNS, Settings
 
 PROMPTS = 16  # at a time: 120 MB of K,V of Stable Diffusion 1.5
 LIBRARIES = ("cpserve", "torch", "diffusers", "transformers")
@@ -171,14 +171,14 @@ def learn(
     )
     prepare(base)  # before the prior is drawn: in another layout its pictures differ
     if resume and record.exists():
-        if record.read_run() != run:
+        if not run.same_as(record.read_run()):
             raise TrainingError(
                 "the unfinished run learns something else: other pictures, settings or another version before it",
                 hint="ask for the same, or drop it: train again with --restart",
                 state=str(record.folder),
             )
     else:
-        latents = {"latents": encode_concept(base, concept, settings.variants, settings.seed)}
+        latents = {"latents": encode_concept(base, concept, settings.variants, settings.seed, mirror=settings.mirror)}
         if prior and settings.prior_weight:
             drawn = prior(class_prompt(concept.class_word), settings.prior_pictures)
             latents["prior"] = encode_pictures(base, drawn)
@@ -261,24 +261,22 @@ def _states(lesson: Lesson, texts: Sequence[str], earlier: Tensor, token: Tensor
         yield lesson.base.spec.sites.split(states(lesson.base, ids, earlier, token).float())[0]
 
 
-def _ordinary_texts(count: int) -> list[str]:
-    """Prompts that no concept should change: the first `count` nouns in every wording, with an article where it has none."""
-    bare = re.compile(r"\b(a|the|small|big|lovely) {}")
-    return [
-        wording.format(noun if bare.search(wording) else f"a {noun}") for noun in NOUNS[:count] for wording in PROTECTED
-    ]
+def _ordinary_texts(nouns: Sequence[str], wordings: Sequence[str]) -> list[str]:
+    """Prompts that no concept should change: every noun in every wording, with an article where it has none."""
+    bare = re.compile(r"\b(a|the|my|small|big|lovely) {}")
+    return [wording.format(noun if bare.search(wording) else f"a {noun}") for noun in nouns for wording in wordings]
 
 
 @torch.no_grad()
 def _protected_basis(lesson: Lesson, earlier: Tensor, token: Tensor) -> Tensor:
     """Q `[d,q]` of the prompts known before this lesson; from text alone."""
-    texts = [*_protected_texts(lesson.start.tokens), *_ordinary_texts(lesson.settings.null_nouns)]
+    texts = [*_protected_texts(lesson.start.tokens), *_ordinary_texts(NOUNS[: lesson.settings.null_nouns], PROTECTED)]
     return basis_of(torch.cat([*_states(lesson, texts, earlier, token)]), lesson.settings.null_energy)
 
 
 @torch.no_grad()
 def _measured(lesson: Lesson, task: Task, lora: Tensors) -> dict[str, float]:
-    """Of this lesson, whatever the method: how far the K,V of earlier concepts moved, under the protected wordings and under
+    """Of this lesson, whatever the method: how far the K,V of earlier concepts and of ordinary things moved, protected ones and
     unseen ones, how large the update is (the sum of `|B A|`), and how many of the concept's own pictures were told from the others.
     """
     sites, before = lesson.base.spec.sites, {k: t.float() for k, t in lesson.start.lora.items()}
@@ -294,7 +292,8 @@ def _measured(lesson: Lesson, task: Task, lora: Tensors) -> dict[str, float]:
         "largest_unseen_kv_change": moved(
             [wording.format(t) for t in lesson.start.tokens or [""] for wording in UNSEEN]
         ),
-        "largest_ordinary_kv_change": moved(_ordinary_texts(len(NOUNS))),
+        "largest_ordinary_kv_change": moved(_ordinary_texts(NOUNS, PROTECTED)),
+        "largest_unseen_ordinary_kv_change": moved(_ordinary_texts(UNSEEN_NOUNS, UNSEEN)),
         "update_l1": round(size, 3),
         "own_dc_accuracy": round(own_accuracy(task, lesson.tokens, lora), 3),
     }

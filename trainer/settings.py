@@ -30,6 +30,9 @@ NOUNS = (
 UNSEEN = ("a {} in a garden at night", "my {}, seen from above", "an oil painting of {}", "{} next to a tree")
 """Wordings that nobody learns under and nothing protects: how far their K,V move says what a bound on the others is worth."""
 
+UNSEEN_NOUNS = ("bridge", "crown", "guitar", "lion", "pizza", "rainbow", "robot", "snail")
+"""Ordinary things that nothing protects, for the same."""
+
 GENERIC_PROMPT = "a photo"
 """c_0, the pretrained concept that diffusion-classifier scores compare with."""
 
@@ -57,6 +60,8 @@ class Settings:
     """Steps over which the rate rises; then it falls to zero along a cosine."""
     variants: int = 32
     """Crops and flips of each picture, made and encoded once."""
+    mirror: bool = True
+    """Whether half of them are mirrored: not where left and right matter, as with letters."""
     seed: int = 0
     """Of everything random: the same seed, pictures and threads give the same adapter, bit for bit."""
     ewc_lambda: float = 1e6

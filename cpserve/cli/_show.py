@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cpserve.errors import printable
 
-LINE_S = 10.0  # between two lines of progress where there is no terminal
+if TYPE_CHECKING:
+    from cpserve.learning import Report
 
-Report = Callable[[str, int, int, str], None]  # (what, steps done, steps in all, how it goes)
+LINE_S = 10.0  # between two lines of progress where there is no terminal
 
 
 def emit(value: Any, text: str, *, as_json: bool) -> None:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from cpserve.cli._border import when_stopped, writing
 from cpserve.cli._common import Common, common_options, examples
 from cpserve.cli._show import reporting
-
-if TYPE_CHECKING:
-    from trainer import Progress
 
 
 @click.command(epilog=examples("cpserve demo --out demo"))
@@ -51,10 +47,6 @@ def demo(common: Common, out: Path, taught: Path, steps: int | None) -> None:
     with writing(out), reporting() as report, when_stopped(kept):
         out.mkdir(parents=True, exist_ok=True)
         store = common.store if common.root else Store(out / "store")
-
-        def told(concept: str, at: Progress) -> None:
-            report(f"learning {concept}", at.step, at.steps, f"loss {at.loss:.4f}")
-
-        done = run_demo(taught, store, out, settings, lambda words: click.echo(words, err=True), told)
+        done = run_demo(taught, store, out, settings, lambda words: click.echo(words, err=True), report)
     click.echo(f"open {done.report}", err=True)
     click.echo(done.json())

@@ -6,6 +6,7 @@ import shlex
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from cpserve.cli._show import emit, note, pairs, reporting, table
 if TYPE_CHECKING:
     from cpserve.concept import Concept
     from cpserve.learning import Learned
-    from trainer import Progress, Settings
+    from trainer import Settings
 
 METHODS = (
     "none",
@@ -55,7 +56,9 @@ class _Plan:
             "adapter": self.adapter,
             "from": f"{self.adapter}@v{self.head}" if self.head else None,
             "known": list(self.known),
-            "concepts": [{"name": c.name, "pictures": len(c.pictures)} for c in self.concepts],
+            "concepts": [
+                {"name": c.name, "class_word": c.class_word, "pictures": len(c.pictures)} for c in self.concepts
+            ],
             "base": self.base,
             "settings": self.settings.dump(),
             "rows": self.rows,
@@ -64,7 +67,7 @@ class _Plan:
 
     def text(self) -> str:
         versions = [f"{self.adapter}@v{self.head + i + 1}" for i in range(len(self.concepts))]
-        rows = [(c.name, len(c.pictures), v) for c, v in zip(self.concepts, versions, strict=True)]
+        rows = [(c.name, c.class_word or "", len(c.pictures), v) for c, v in zip(self.concepts, versions, strict=True)]
         start = (
             f"on top of {self.adapter}@v{self.head}, which knows {', '.join(self.known)}"
             if self.head
@@ -74,7 +77,7 @@ class _Plan:
         work = f"{len(rows)} x {settings.steps} steps x {settings.batch} rows = {self.rows:,} rows through the UNet and back"
         if self.base == BASE:
             work += f": about {self.rows / ROWS_PER_S:.0f} s on two cores with AVX-512"
-        learned = table(("concept", "pictures", "becomes"), rows)
+        learned = table(("concept", "class word", "pictures", "becomes"), rows)
         return f"would learn, {start}, on {self.base}:\n\n{learned}\n\n{pairs(settings.dump())}\n\n{work}"
 
 
@@ -82,6 +85,7 @@ class _Plan:
     epilog=examples(
         "cpserve train --concept dog.zip --class-word dog",
         "cpserve train --concept rocket.zip --concept cat.zip --dry-run",
+        "cpserve train --concept rex.zip --class-word dog --concept tom.zip --class-word cat",
         "cpserve train --concept photos/ --name rex --adapter pets --config run.toml",
         "cpserve train --concept cat.zip --adapter hf://user/my-pets --push",
     )
@@ -95,8 +99,20 @@ class _Plan:
     metavar="ZIP_OR_FOLDER",
     help="Pictures of one concept. Give it several times to learn several, in that order.",
 )
-@click.option("--name", metavar="NAME", help="The concept's name.  [default: the file's, without its ending]")
-@click.option("--class-word", metavar="WORD", help="The word for what it is, such as dog: learning starts from it.")
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="The concept's name, once for each --concept.  [default: the file's, without its ending]",
+)
+@click.option(
+    "--class-word",
+    "class_words",
+    multiple=True,
+    metavar="WORD",
+    help="The word for what it is, such as dog, once for each --concept: learning starts from it.",
+)
 @click.option(
     "--adapter", default="default", show_default=True, metavar="NAME", help="What learns it; also hf://USER/REPO."
 )
@@ -120,8 +136,8 @@ class _Plan:
 def train(
     common: Common,
     paths: tuple[Path, ...],
-    name: str | None,
-    class_word: str | None,
+    names: tuple[str, ...],
+    class_words: tuple[str, ...],
     adapter: str,
     base: str | None,
     config: Path | None,
@@ -137,8 +153,10 @@ def train(
 
     Settings that are not given have the values that --dry-run shows.
     """
-    if len(paths) > 1 and (name or class_word):
-        raise click.UsageError("--name and --class-word go with a single --concept")
+    if any(given and len(given) != len(paths) for given in (names, class_words)):
+        raise click.UsageError(
+            "--name and --class-word are given once for each --concept, in their order, or not at all"
+        )
     if resume and restart:
         raise click.UsageError("--resume and --restart exclude each other")
     from cpserve.concept import read_concept
@@ -150,7 +168,10 @@ def train(
     who = learner(common, adapter, local, push=push, fork=fork, past=past, dry_run=dry_run)
     if not (restart or dry_run):
         clear_finished(common.store, who.name)
-    concepts = [read_concept(path, name=name, class_word=class_word) for path in paths]
+    concepts = [
+        read_concept(path, name=name, class_word=word)
+        for path, name, word in zip_longest(paths, names, class_words)  # all as long, or empty
+    ]
     _check_names(concepts, [] if resume else who.known)
     common.set_threads()
     plan = _Plan(concepts, who.name, who.head, who.known, settings, base or BASE)
@@ -195,10 +216,6 @@ def _learn(common: Common, plan: _Plan, *, resume: bool, restart: bool) -> list[
 
     kept = "what was learned so far is kept; to go on, add --resume to the same command"
     with reporting() as report, when_stopped(kept):
-
-        def told(concept: str, at: Progress) -> None:
-            report(f"learning {concept}", at.step, at.steps, f"loss {at.loss:.4f}")
-
         base = open_base(common, plan.base).to(torch_device())
         return learn(
             base,
@@ -208,7 +225,7 @@ def _learn(common: Common, plan: _Plan, *, resume: bool, restart: bool) -> list[
             plan.settings,
             resume=resume,
             restart=restart,
-            progress=told,
+            progress=report,
         )
 
 

@@ -9,14 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from cpserve.at_once import CELLS, PIXELS, few
 from cpserve.base import BaseModel
 from cpserve.engine import Engine
 from cpserve.slope import SlopeOfError
-
-CELLS = (
-    2**15
-)  # of latents that the UNet sees at once: eight rows of 64 by 64, 2 GB in float32 at Stable Diffusion 1.5's width
-PIXELS = 2**20  # that the autoencoder sees at once, four pictures of 512 by 512
 
 
 class EagerEngine(Engine):
@@ -31,8 +27,7 @@ class EagerEngine(Engine):
 
     @torch.no_grad()
     def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, *added: Tensor) -> Tensor:
-        few = max(1, CELLS // latents[0, 0].numel())
-        parts = zip(*(x.split(few) for x in (latents, timestep, slot, *added)), strict=True)
+        parts = few(CELLS, latents, timestep, slot, *added)
         return torch.cat([self._predicted(z, t, kv_bank, s, *a) for z, t, s, *a in parts])
 
     def _predicted(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, *added: Tensor) -> Tensor:
@@ -48,14 +43,11 @@ class EagerEngine(Engine):
         return self.base.encode_text(ids.to(self.device), extra.to(self.device))
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
-        return torch.cat([self.base.encode_pictures(some.to(self.device)) for some in self._few(pictures)])
+        return torch.cat([self.base.encode_pictures(some.to(self.device)) for (some,) in few(PIXELS, pictures)])
 
     def decode(self, latents: Tensor) -> Tensor:
-        return torch.cat([self.base.decode(some) for some in self._few(latents)])
-
-    def _few(self, rows: Tensor) -> tuple[Tensor, ...]:
-        parts: tuple[Tensor, ...] = rows.split(max(1, PIXELS // self.spec.pixels**2))
-        return parts
+        cell = (self.spec.pixels // self.spec.latent_size) ** 2  # in pixels
+        return torch.cat([self.base.decode(some) for (some,) in few(PIXELS // cell, latents)])
 
 
 class CompileEngine(EagerEngine):

@@ -90,8 +90,8 @@ CHOSEN = {
     "joint": "factor_rate=2e-3",
 }
 """Of those, what has the largest sum of alignment, share recognised and diffusion-classifier accuracy at the end; but of
-`null-space`, which had more trials on the sweep concepts, and whose rate was set to its default in sight of runs on the test
-concepts (LOG.md)."""
+`null-space`, which had more trials on the sweep concepts, and whose rate, wordings, nouns and energy were chosen in sight of runs
+on the test concepts, too (LOG.md)."""
 
 SAME = {
     "b37e4343efc1": frozenset({*METHODS, *BOUNDS} - {"null-space"}),
@@ -100,7 +100,7 @@ SAME = {
     "792a44c374a2": frozenset({*METHODS, *BOUNDS}),  # judged by region, but not there
     "431233e17b84": frozenset({*METHODS, *BOUNDS}),  # few of many labels, but not by the whole picture
     "141a233a9a4e": frozenset({*METHODS, *BOUNDS}),  # draws in another order, but not by the whole picture
-    "6809ad94816a": frozenset({*METHODS, *BOUNDS}),  # drawings judged where there are no pictures, and here there are
+    "6809ad94816a": frozenset({*METHODS, *BOUNDS}),  # drawings judged without pictures; few large rows at once
 }
 """By the sources that lines were made with, the methods that have learned the same since, bit for bit (LOG.md)."""
 

@@ -25,7 +25,7 @@ and `results/scaling.jsonl`, of which the last counts. A line that stands is not
     python benchmarks/labels.py [--engine openvino] # hours; most of them the reference's
     python benchmarks/labels.py --quick             # a few small concepts through every part; lines are kept in --work
     python benchmarks/labels.py --only taught       # or: reference, levers, ...; parts of the work, to spread over time
-    python benchmarks/labels.py --table             # tables from the committed lines
+    python benchmarks/labels.py --table             # tables from the committed lines; also --precision bfloat16
     python benchmarks/labels.py --plot docs/recognising.png   # the same lines as the README's curves
 """
 
@@ -106,9 +106,9 @@ def add(work: Work, name: str) -> None:
             keep(name, made, work.results)
 
 
-def found(results: Path) -> dict[str, Any]:
-    """As one, the lines that differ from the last seed's in nothing but the seed."""
-    last = kept_lines(NAME, results)[-1]
+def found(results: Path, precision: str = Asked.precision) -> dict[str, Any]:
+    """As one, the lines that differ from the last seed's in this precision in nothing but the seed."""
+    last = [line for line in kept_lines(NAME, results) if line["precision"] == precision][-1]
     same = [[x for x in kept_lines(name, results) if all(x[k] == last[k] for k in KEYS)] for name in LINES]
     return together(same[0]) | {k: v for lines in same[1:] for x in lines for k, v in x.items() if k in LINES}
 
@@ -147,7 +147,7 @@ def main() -> None:
     given = arguments.parse_args()
     if given.table or given.plot:
         if given.table:
-            print(table(found(RESULTS)))
+            print(table(found(RESULTS, given.precision or Asked.precision)))
         if given.plot:
             plot(found(RESULTS), given.plot)
         return
@@ -163,7 +163,7 @@ def main() -> None:
             for name in LINES if seed == Asked.seeds[0] else (NAME,):
                 add(work, name)
     if not given.only:
-        print(table(found(results)))
+        print(table(found(results, asked.precision)))
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def found(results: Path, precision: str = Asked.precision) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Work], Any]] = {
     "taught": part_taught, "timing": part_timing, "reference": part_reference, "ours": part_ours, "none": part_none,
-    "levers": part_levers, "scaling": part_scaling, "encoder": part_encoder,
+    "encoder": part_encoder,
 }  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def main() -> None:
     arguments.add_argument("--labels", type=int, nargs="+", help="numbers of labels to measure the cost at")
     arguments.add_argument("--label-steps", type=int, help="optimiser steps a concept for these")
     arguments.add_argument("--work", type=Path, default=ROOT / "build" / "labels")
-    arguments.add_argument("--only", choices=PARTS, help="do one part and print it; keep the line of levers or scaling")
+    arguments.add_argument("--only", choices=(*PARTS, *LINES), help="print one part, or keep one line")
     arguments.add_argument("--quick", action="store_true")
     arguments.add_argument("--table", action="store_true")
     arguments.add_argument("--plot", type=Path, metavar="FILE")
@@ -156,9 +156,10 @@ def main() -> None:
     for seed in asked.seeds:
         with closing(Work(given.work, replace(asked, seeds=(seed,)), base, results)) as work:
             if given.only:
-                if given.only in LINES:
+                if given.only in PARTS:
+                    print(PARTS[given.only](work))
+                else:
                     add(work, given.only)
-                print(PARTS[given.only](work))
                 continue
             for name in LINES if seed == Asked.seeds[0] else (NAME,):
                 add(work, name)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,7 +178,8 @@ def _learn_one(
         resume=resume,
         progress=told,
     )
-    made = _judged(base, replace(made, samples=draw_samples(base, made, progress)))
+    drawn = draw_samples(base, made, progress)
+    made = _judged(base, replace(made, samples={name: png(image) for name, image in drawn.items()}), drawn)
     files = made.files()
     files["README.md"] = render_card(made.manifest, name, files).encode()
     head = start.manifest.version
@@ -190,10 +190,10 @@ def _learn_one(
     return Learned(concept.name, version, tuple(w for w in (unfit, _unlearned(made)) if w))
 
 
-def _judged(base: BaseModel, made: Adapter) -> Adapter:
+def _judged(base: BaseModel, made: Adapter, drawn: Mapping[str, Image.Image]) -> Adapter:
     """With the share of the newest concept's samples that show it, to tell by `cpserve eval` what is left of it later."""
     *earlier, concept = made.manifest.concepts
-    samples = [Image.open(io.BytesIO(made.samples[sample_name(concept.name, i)])) for i in range(SAMPLES)]
+    samples = [drawn[sample_name(concept.name, i)] for i in range(SAMPLES)]
     with EagerEngine(base) as engine:
         answers = classify(engine, samples, made)
     share = sum(answer.label == concept.name for answer in answers) / len(answers)
@@ -233,10 +233,10 @@ def sample_name(concept: str, number: int) -> str:
     return f"{concept}-{number}.png"
 
 
-def draw_samples(base: BaseModel, adapter: Adapter, progress: Report | None = None) -> dict[str, bytes]:
-    """Seeded pictures of every concept so far, SAMPLES of the newest and one of each other, as PNG bytes by file name."""
+def draw_samples(base: BaseModel, adapter: Adapter, progress: Report | None = None) -> dict[str, Image.Image]:
+    """Seeded pictures of every concept so far, SAMPLES of the newest and one of each other, by file name."""
     *earlier, newest = adapter.manifest.concepts
     wanted = [(c, i) for c, each in (*((c, 1) for c in earlier), (newest, SAMPLES)) for i in range(each)]
     prompts = [Prompt(f"a photo of {concept.token}", adapter) for concept, _ in wanted]
     images = _draw(base, prompts, [i for _, i in wanted], f"drawing {newest.name}", progress)
-    return {sample_name(c.name, i): png(image) for (c, i), image in zip(wanted, images, strict=True)}
+    return {sample_name(c.name, i): image for (c, i), image in zip(wanted, images, strict=True)}

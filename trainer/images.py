@@ -43,7 +43,7 @@ def digest(concept: Concept) -> str:
 
 def encode_pictures(base: BaseModel, images: Sequence[Image.Image], batch: int = 32) -> Tensor:
     """Latents `[B,4,h,w]` of unit scale of pictures at the base's size, on the CPU."""
-    parts = [to_tensor(images[i : i + batch]) for i in range(0, len(images), batch)]
+    parts = (to_tensor(images[i : i + batch]) for i in range(0, len(images), batch))
     return torch.cat(
         [base.encode_pictures(some.to(base.device)).cpu() for part in parts for (some,) in few(PIXELS, part)]
     )

@@ -29,7 +29,7 @@ from benchmarks.label_work import NEVER_TAUGHT, ROOT, TAUGHT, Asked, Images, Wor
 from benchmarks.lite0 import JUDGE, likeness, lite0_layout
 from benchmarks.published import published
 from benchmarks.staged import once
-from benchmarks.timing import interleaved, medians
+from benchmarks.timing import interleaved, machine, medians
 from cpserve.adapter import Adapter
 from cpserve.engine import Engine
 from cpserve.features import encoder_for
@@ -45,6 +45,16 @@ FALSE_ALARMS = 0.05
 def code() -> str:
     """A hash of the code that ours depends on."""
     return hashlib.sha256(b"".join((ROOT / "cpserve" / f"{name}.py").read_bytes() for name in JUDGES)).hexdigest()[:12]
+
+
+@cache
+def on() -> dict[str, str]:
+    """What seconds depend on beside: the processor, and a hash of the code that runs graphs on it."""
+    engines, here = sorted((ROOT / "cpserve" / "engines").glob("*.py")), machine()
+    return {
+        "processor": f"{here['cpu']}, {here['isa']}",
+        "engines": hashlib.sha256(b"".join(p.read_bytes() for p in engines)).hexdigest()[:12],
+    }
 
 
 def how(engine: Engine) -> dict[str, Any]:

@@ -27,9 +27,9 @@ def ratios(reference: dict[str, Any], mine: dict[str, Any], alone: dict[str, flo
     return {k: round(v, 1) for k, v in made.items()}
 
 
-def together(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Several seeds' lines as one: means, but for what has to be taken over all pictures at once."""
-    whole: dict[str, Any] = average(lines)
+def together(lines: Sequence[dict[str, Any]], alone: dict[str, float]) -> dict[str, Any]:
+    """Several seeds' lines as one: means, but for what has to be taken over all pictures at once; `alone`: seconds of one."""
+    whole: dict[str, Any] = average(lines) | {"seconds_alone": alone}
     truth, theirs, mine = (np.concatenate([x["labels"][k] for x in lines]) for k in ("truth", "reference", "ours"))
     sure, was_right = (np.concatenate([x["none"][k] for x in lines]) for k in ("sure", "right"))
     whole["difference"] = difference(truth, mine, theirs)

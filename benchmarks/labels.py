@@ -17,9 +17,10 @@ are judged from one table of errors. Beside ours: Lite0's nearest class mean.
 
 Everything learned and measured is kept in `--work` by what it depends on (base, settings, seed, labels, code that judges): a
 killed run goes on where it was, and two terminals share the work (each is then slower, which its seconds in bulk show). What
-the reference says is kept in `results/published.jsonl`, too. Each seed is one line in `results/labels.jsonl`; what levers bring
-and what more labels cost is measured on the first seed, or those asked for with `--only`, a line each in `results/levers.jsonl`
-and `results/scaling.jsonl`, of which the last counts. A line that stands is not run again.
+the reference says is kept in `results/published.jsonl`, too. Each seed is one line in `results/labels.jsonl`, and one in
+`results/seconds.jsonl` with the seconds of a picture alone, which is the processor's and the engine's: of a seed the last counts.
+What levers bring and what more labels cost is measured on the first seed, or those asked for with `--only`, a line each in
+`results/levers.jsonl` and `results/scaling.jsonl`, of which the last counts. A line that stands is not run again.
 
     python tools/emoji64/sources.py && python tools/emoji64/render.py     # the drawings, once
     python benchmarks/labels.py [--engine openvino] # hours; most of them the reference's
@@ -45,6 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
 from benchmarks.label_parts import (
     code,
+    on,
     part_encoder,
     part_levers,
     part_none,
@@ -55,11 +57,11 @@ from benchmarks.label_parts import (
     part_timing,
 )
 from benchmarks.label_plot import plot
-from benchmarks.label_table import table, together
+from benchmarks.label_table import average, table, together
 from benchmarks.label_work import QUICK, ROOT, Asked, Work
 from benchmarks.timing import RESULTS, keep, kept_lines
 
-NAME = "labels"
+NAME, SECONDS = "labels", "seconds"
 KEYS = (
     "base", "weights", "code", "engine", "precision", "method", "steps", "settings", "judging", "concepts", "pictures",
 )  # fmt: skip
@@ -76,12 +78,15 @@ def key(work: Work) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def hashes(work: Work) -> list[str]:
+    return [adapter.content_hash[:12] for adapter in work.adapters.values()]
+
+
 def result(work: Work) -> dict[str, Any]:
     """Everything that a seed's line says beside."""
-    alone, (reference, theirs), (mine, labels) = part_timing(work), part_reference(work), part_ours(work)
+    (reference, theirs), (mine, labels) = part_reference(work), part_ours(work)
     return {
-        "adapters": [adapter.content_hash[:12] for adapter in work.adapters.values()], "reference": reference, "ours": mine,
-        "seconds_alone": alone,
+        "adapters": hashes(work), "reference": reference, "ours": mine,
         "labels": {"truth": work.asked.truth.tolist(), "reference": theirs.tolist(), "ours": labels.tolist()},
         "none": part_none(work), "encoder": part_encoder(work),
     }  # fmt: skip
@@ -89,6 +94,7 @@ def result(work: Work) -> dict[str, Any]:
 
 LINES: dict[str, Callable[[Work], dict[str, Any]]] = {
     NAME: result,
+    SECONDS: lambda work: {**on(), "adapters": hashes(work), "seconds_alone": part_timing(work)},
     "levers": lambda work: {"levers": part_levers(work)},
     "scaling": lambda work: {"scaling": part_scaling(work)},
 }
@@ -96,21 +102,26 @@ LINES: dict[str, Callable[[Work], dict[str, Any]]] = {
 
 def add(work: Work, name: str) -> None:
     """The line `name`, unless it stands, from another process perhaps."""
+    wanted = key(work) | (on() if name == SECONDS else {})
 
     def stands() -> bool:
-        return any(line.items() >= key(work).items() for line in kept_lines(name, work.results))
+        return any(line.items() >= wanted.items() for line in kept_lines(name, work.results))
 
     if not stands():
-        made = key(work) | LINES[name](work)
+        made = wanted | LINES[name](work)
         if not stands():
             keep(name, made, work.results)
 
 
 def found(results: Path, precision: str = Asked.precision) -> dict[str, Any]:
-    """As one, the lines that differ from the last seed's in this precision in nothing but the seed."""
+    """As one, the lines that differ from the last seed's in this precision in nothing but the seed; seconds are those of the last
+    line's processor and engines.
+    """
     last = [line for line in kept_lines(NAME, results) if line["precision"] == precision][-1]
-    same = [[x for x in kept_lines(name, results) if all(x[k] == last[k] for k in KEYS)] for name in LINES]
-    return together(same[0]) | {k: v for lines in same[1:] for x in lines for k, v in x.items() if k in LINES}
+    same = {name: [x for x in kept_lines(name, results) if all(x[k] == last[k] for k in KEYS)] for name in LINES}
+    seconds = [x for x in same[SECONDS] if all(x[k] == same[SECONDS][-1][k] for k in on())]
+    extras = {name: same[name][-1][name] for name in ("levers", "scaling") if same[name]}
+    return together(same[NAME], average([x["seconds_alone"] for x in seconds])) | extras
 
 
 PARTS: dict[str, Callable[[Work], Any]] = {
@@ -161,7 +172,7 @@ def main() -> None:
                 else:
                     add(work, given.only)
                 continue
-            for name in LINES if seed == Asked.seeds[0] else (NAME,):
+            for name in LINES if seed == Asked.seeds[0] else (NAME, SECONDS):
                 add(work, name)
     if not given.only:
         print(table(found(results, asked.precision)))

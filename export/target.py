@@ -10,6 +10,7 @@ from cpserve.errors import EngineError
 
 LARGE = 1 << 29  # bytes of UNet weights, above which they are compiled for one row count only, since each keeps a copy
 ROWS = (1, 2, 4, 8, 16, 32)
+CPU_ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 16)  # compiled when they are first needed; more in one slice gain nothing
 GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")  # that tensorrt-rtx builds for
 DEFAULT_GPUS = ("sm86", "sm89", "sm120")  # GeForce 30, 40 and 50
 
@@ -37,7 +38,9 @@ def resolve(target: Target, base: BaseModel) -> Target:
     if target.runner == "onnx":
         return _onnx(target)
     target = replace(
-        target, rows=tuple(sorted(set(target.rows))) or _rows(base), sizes=target.sizes or (base.spec.pixels,)
+        target,
+        rows=tuple(sorted(set(target.rows))) or _rows(base, target.runner),
+        sizes=target.sizes or (base.spec.pixels,),
     )
     step = base.spec.multiple * base.spec.vae_factor
     if odd := [side for side in target.sizes if side % step]:
@@ -48,9 +51,11 @@ def resolve(target: Target, base: BaseModel) -> Target:
     return _openvino(target) if target.runner == "openvino" else _trt(target)
 
 
-def _rows(base: BaseModel) -> tuple[int, ...]:
+def _rows(base: BaseModel, runner: RunnerName) -> tuple[int, ...]:
     weights = sum(p.numel() * p.element_size() for p in base.unet.parameters())
-    return ROWS if weights < LARGE else (2,)  # a picture and its guidance
+    if weights >= LARGE:
+        return (2,)  # a picture and its guidance
+    return CPU_ROWS if runner == "openvino" else ROWS
 
 
 def _onnx(target: Target) -> Target:

@@ -125,14 +125,15 @@ class CompiledEngine(Engine):
 
 def turns(rows: int, fixed: Shape, streams: int = 1) -> Iterator[list[slice]]:
     """`rows` cut into slices, and which of them run at the same time, one a stream: equal ones, lest a stream waits, of the largest
-    of the `fixed` counts (ascending) that all of them reach. The last rows may be too few for all streams.
+    of the `fixed` counts (ascending) that all of them reach. The last rows may be too few for all streams, and where one of
+    the counts is all that is left and cannot be shared evenly, one slice has all cores.
 
     With 1 among the counts, which more than one stream needs, no row is computed in vain.
     """
     start = 0
     while start < rows:
         left = rows - start
-        at_once = min(streams, left)
+        at_once = 1 if left in fixed and left % streams else min(streams, left)
         count = max((n for n in fixed if n * at_once <= left), default=left)
         stop = start + at_once * count
         yield [slice(i, i + count) for i in range(start, stop, count)]

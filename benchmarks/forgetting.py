@@ -242,6 +242,14 @@ def committed() -> list[dict[str, Any]]:
     ]
 
 
+def table(base: BaseModel, runs: Sequence[Run]) -> str:
+    """Of those runs that are in, the README's table, what else was measured, and paired differences."""
+    lines, names, keys = committed(), runs[0].names, [each.key(base) for each in runs]
+    now = [line for key in keys for line in lines if line.items() >= key.items()]
+    seen = [each for x in now for each in (in_every_order(x, names) if x["method"] == "alone" else [x])]
+    return f"{tables(of_the_same_last(now, names))}\n\n{differences(seen)}"
+
+
 def do(asked: Run) -> None:
     """Run unless its line stands, or another process is at it, and append the line."""
     base = cpserve.load_base()
@@ -305,13 +313,9 @@ def main() -> None:
     )  # fmt: skip
     runs = swept(one) if asked.sweep else whole(one, asked.set) if asked.all or asked.table else [one]
     if asked.table:
-        lines, keys = committed(), [each.key(base) for each in runs]
-        if asked.sweep:  # settled once; its rows tell with which code
-            print(tables([line for line in lines if (line["split"], line["concepts"]) == ("sweep", SWEPT_CONCEPTS)]))
-        else:
-            now = [line for key in keys for line in lines if line.items() >= key.items()]
-            seen = [each for x in now for each in (in_every_order(x, one.names) if x["method"] == "alone" else [x])]
-            print(f"{tables(of_the_same_last(now, one.names))}\n\n{differences(seen)}")
+        # a sweep is settled once; its rows tell with which code
+        swept_lines = [x for x in committed() if (x["split"], x["concepts"]) == ("sweep", SWEPT_CONCEPTS)]
+        print(tables(swept_lines) if asked.sweep else table(base, runs))
         return
     if asked.two and asked.concepts < 3:
         arguments.error("--two tells a concept from a third one: --concepts 3 or more")

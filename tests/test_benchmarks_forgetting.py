@@ -1,0 +1,32 @@
+"""The README's table of methods against the lines that it is made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cpserve import load_base
+from trainer import Settings
+
+pytest.importorskip("efficientnet_lite_pytorch")
+forgetting = pytest.importorskip("benchmarks.forgetting")
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_methods_in_the_readme_are_as_the_committed_lines_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row to the digit, by the code that the last line was made with: a line that comes in is not seen before its row is."""
+    last = forgetting.kept_lines("forgetting")[-1]["sources"]
+    for module in ("forgetting", "forgetting_runs"):
+        monkeypatch.setattr(f"benchmarks.{module}.sources", lambda *_: last)
+    method = Settings().method
+    run = forgetting.Run(
+        method=method, order=0, seed=0, concepts=10, split="test", settings=forgetting.chosen(method, 0, [])
+    )
+    made = forgetting.table(load_base(), forgetting.whole(run, [])).split("\n\n")[0].splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in made)
+    assert len(rows) > len(forgetting.METHODS)
+    readme = README.read_text(encoding="utf-8").splitlines()
+    assert f"| {' | '.join(head)} |" in readme
+    for name, *cells in rows:
+        assert f"| {' | '.join([f'`{name.split()[0]}`', *cells])} |" in readme

@@ -57,7 +57,7 @@ def enough_memory() -> Iterator[None]:
         raise CpserveError(
             f"memory ran out: {words}" if words else "memory ran out",
             hint="close other programs and say it again (train: with --resume), or ask for less at a time:"
-            " a smaller --size or --batch; train: --resume with accumulate = 4 in the file for --config",
+            " a smaller --size or --batch; train: --resume with accumulate = 2 or more, up to the batch, in the file for --config",
         ) from error
 
 

@@ -24,7 +24,7 @@ from cpserve.cli._common import (
     read_adapters,
 )
 from cpserve.cli._labels import LabelTable
-from cpserve.cli._show import emit, reporting, table
+from cpserve.cli._show import emit, note, reporting, table
 
 if TYPE_CHECKING:
     from cpserve.adapter import Adapter
@@ -185,9 +185,9 @@ def _warn(engine: Engine, adapter: Adapter, judging: Judging) -> None:
 
     known, base = len(adapter.manifest.concepts), engine.spec.entry.id
     if judging.error and not engine.slopes and known > MANY * judging.kept:
-        click.echo(f"each of {known} concepts is asked; a bundle of cpserve export --slopes asks few", err=True)
+        note(f"each of {known} concepts is asked; a bundle of cpserve export --slopes asks few")
     if base != BUILTIN:
-        click.echo(f"how sure answers are was fitted on {BUILTIN}; on {base} it is a guess", err=True)
+        note(f"how sure answers are was fitted on {BUILTIN}; on {base} it is a guess")
 
 
 def _table(out: Path | None, name: str, adapter: Adapter, engine: Engine, judging: Judging) -> LabelTable | None:

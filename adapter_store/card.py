@@ -9,13 +9,14 @@ from collections.abc import Collection
 from adapter_store.layout import MATRIX
 from cpserve.manifest import EMBEDDINGS, Manifest
 
+_BUILTIN = "builtin:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _SNIPPET = """\
 ```python
-from diffusers import DiffusionPipeline
+{imports}from diffusers import DiffusionPipeline
 
-R = "."  # this folder, or on the Hub the name of this repository
+R = "."  # this folder, or on the Hub the name of this repository, and below its revision="v{version}"
 pipe = DiffusionPipeline.from_pretrained({base}, safety_checker=None)
 pipe.load_lora_weights(R, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
 {embeddings}pipe("{prompt}").images[0]
@@ -59,7 +60,15 @@ def render_card(manifest: Manifest, name: str, paths: Collection[str] = ()) -> s
         if not encoder or path in paths
     ]
     prompt = f"a photo of {concepts[-1].token}" if concepts else "a photo of a cat"
-    snippet = _SNIPPET.format(base=json.dumps(base), embeddings="".join(loads), prompt=prompt)
+    imports, where = "", json.dumps(base)
+    if base.startswith(_BUILTIN):
+        imports, where = (
+            "from importlib.resources import files\n\n",
+            f'files("cpserve") / "models/{base[len(_BUILTIN) :]}"',
+        )
+    snippet = _SNIPPET.format(
+        imports=imports, base=where, version=manifest.version, embeddings="".join(loads), prompt=prompt
+    )
     parts += ["", "## Use it with diffusers", "", snippet, ""]
     if MATRIX in paths:
         parts += [_MATRIX]

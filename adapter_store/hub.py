@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitOperationCopy
@@ -18,7 +20,7 @@ from adapter_store.layout import MANIFEST, check_paths
 from adapter_store.limits import check_announced
 from adapter_store.ref import LATEST, Ref, check_alias
 from adapter_store.version import Version, check_previous, completed, damaged, entries_of
-from cpserve.errors import IntegrityError, RefError, StoreError
+from cpserve.errors import CpserveError, IntegrityError, RefError, StoreError
 from cpserve.manifest import Manifest, Parent
 from cpserve.tokens import Connection
 
@@ -102,10 +104,8 @@ class HubStore:
         try:
             commit = None if client.offline else client.refs().tags.get(following)
             after = version_at(client, commit, f"{client}@{following}") if commit else None
-        except IntegrityError:
-            return  # the next version's own trouble
         except StoreError:
-            return  # a version that was pulled once needs no Hub
+            return  # the next version's own trouble; and a version that was pulled once needs no Hub
         if after and after.manifest.version == version.manifest.version + 1 and after.manifest.previous != version.pin:
             raise IntegrityError(
                 f"the tag {version} was moved: {following} follows another version than it points to",
@@ -133,7 +133,7 @@ class HubStore:
         version: Version | None = newest or self.resolve(Ref(repo, hub=True))
         commits = marked(client)
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda commit: client.read(commit, MANIFEST), commits.values()))
+            list(pool.map(partial(_fetch, client), commits.values()))
         while version:
             check_previous(version)
             yield version
@@ -270,3 +270,9 @@ def _is_alias(repo: str, tag: str) -> bool:
 
 def _names(manifest: Manifest) -> str:
     return ", ".join(concept.name for concept in manifest.concepts) or manifest.method
+
+
+def _fetch(client: HubClient, commit: str) -> None:
+    """Fill the cache; a commit's message may claim to hold a version, and what its lineage needs is checked when it is read."""
+    with suppress(CpserveError):
+        client.read(commit, MANIFEST)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,15 +29,15 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.layout = self._at = LocalLayout(root)
+        self.layout = LocalLayout(root)
 
     def names(self) -> list[str]:
         """Names with at least one version, sorted."""
-        return [name for name in _listed(self._at.adapters) if self.head(name)]
+        return [name for name in _listed(self.layout.adapters) if self.head(name)]
 
     def head(self, name: str) -> int:
         """The newest version's number, 0 where there is none."""
-        matches = map(_VERSION_FILE.fullmatch, _names_in(self._at.adapter(name)))
+        matches = map(_VERSION_FILE.fullmatch, _names_in(self.layout.adapter(name)))
         return max((int(match[1]) for match in matches if match), default=0)
 
     def version(self, name: str, number: int) -> Version:
@@ -45,10 +46,10 @@ class LocalStore:
         Raises:
             IntegrityError: its record is missing or damaged.
         """
-        pointer = self._at.version(name, number)
+        pointer = self.layout.version(name, number)
         try:
             pin = pointer.read_bytes().decode("ascii")
-            document = self._at.blob(pin.removesuffix("\n")).read_bytes()
+            document = self.layout.blob(pin.removesuffix("\n")).read_bytes()
         except (OSError, ValueError) as error:
             raise damaged(f"{name}@v{number}", MANIFEST, "is missing or cannot be found by its hash") from error
         if pin != f"{sha256(document)}\n":
@@ -126,7 +127,7 @@ class LocalStore:
             IntegrityError: its record is damaged.
         """
         try:
-            return Left.parse(self._at.left(name, number).read_bytes())
+            return Left.parse(self.layout.left(name, number).read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -134,11 +135,11 @@ class LocalStore:
 
     def blob(self, sha256: str) -> Path:
         """Where content of that hash is kept, if it is."""
-        return self._at.blob(sha256)
+        return self.layout.blob(sha256)
 
     def alias_names(self, name: str) -> list[str]:
         """The aliases of one adapter, sorted."""
-        return _listed(self._at.aliases(name))
+        return _listed(self.layout.aliases(name))
 
     def alias(self, name: str, alias: str) -> int:
         """The number of the version that one of `alias_names` stands for.
@@ -146,9 +147,9 @@ class LocalStore:
         Raises:
             IntegrityError: its file is damaged.
         """
-        text = (self._at.aliases(name) / alias).read_bytes().decode("ascii", "replace")
+        text = (self.layout.aliases(name) / alias).read_bytes().decode("ascii", "replace")
         match = _VERSION_FILE.fullmatch(text.removesuffix("\n"))
-        if not match or not self._at.version(name, int(match[1])).is_file():
+        if not match or not self.layout.version(name, int(match[1])).is_file():
             raise damaged(f"{name}@{alias}", f"aliases/{alias}", "names no version")
         return int(match[1])
 
@@ -159,20 +160,20 @@ class LocalStore:
             RefError: the alias is reserved or malformed, or there is no such version.
             StoreError: the lock is held or the disk is full.
         """
-        target = self._at.aliases(name) / check_alias(alias)
-        if not self._at.version(name, number).is_file():
+        target = self.layout.aliases(name) / check_alias(alias)
+        if not self.layout.version(name, number).is_file():
             raise RefError(
                 f"there is no {name}@v{number}", ref=f"{name}@v{number}", hint=f"see: cpserve adapters log {name}"
             )
         with self._writing(name):
             make_folder(target.parent)
-            with staged(self._at.tmp, f"v{number}\n".encode()) as temporary:
+            with staged(self.layout.tmp, f"v{number}\n".encode()) as temporary:
                 temporary.replace(target)
             sync_folder(target.parent)
 
     def _read(self, name: str, number: int, entry: FileEntry) -> bytes:
         try:
-            return self._at.blob(entry.sha256).read_bytes()
+            return self.layout.blob(entry.sha256).read_bytes()
         except FileNotFoundError:
             left = self.left(name, number)
             if not left or entry.path not in left.paths:
@@ -185,7 +186,7 @@ class LocalStore:
 
     def _receive(self, name: str, version: Version, contents: Mapping[str, bytes], origin: str) -> None:
         number = version.manifest.version
-        pointer, known = self._at.version(name, number), number <= self.head(name)
+        pointer, known = self.layout.version(name, number), number <= self.head(name)
         if known and self.version(name, number).pin != version.pin:
             raise StoreError(
                 f"{name}@v{number} here is another than {version}", hint="keep both: give yours a name with --as NAME"
@@ -195,22 +196,34 @@ class LocalStore:
         with self._undone_unless(pointer) as fresh:
             for data in (*contents.values(), version.document):
                 self._keep(data, fresh)
-            sync_folder(self._at.blobs)
+            sync_folder(self.layout.blobs)
             self._leave(name, version, origin)
             if not known:
                 self._point(pointer, version.document)
 
     def _leave(self, name: str, version: Version, origin: str) -> None:
         """Record which files of a version are not here."""
-        path = self._at.left(name, version.manifest.version)
-        absent = [entry.path for entry in version.manifest.files if not self._at.blob(entry.sha256).is_file()]
+        path = self.layout.left(name, version.manifest.version)
+        absent = [entry.path for entry in version.manifest.files if not self.layout.blob(entry.sha256).is_file()]
         if not absent:
             path.unlink(missing_ok=True)
             return
         make_folder(path.parent)
-        with staged(self._at.tmp, Left(origin, tuple(absent)).dump()) as temporary:
+        with staged(self.layout.tmp, Left(origin, tuple(absent)).dump()) as temporary:
             temporary.replace(path)
         sync_folder(path.parent)
+
+    def delete(self, name: str) -> int:
+        """Delete an adapter, the newest version first, so that a kill leaves a shorter one that is whole; how many there were."""
+        folder = self.layout.adapter(name)
+        with self.held():
+            head = self.head(name)
+            shutil.rmtree(self.layout.aliases(name), ignore_errors=True)
+            for number in range(head, 0, -1):
+                self.layout.version(name, number).unlink()
+            shutil.rmtree(folder)
+            sync_folder(folder.parent)
+        return head
 
     def needed(self) -> set[Path]:
         """Every file that some version refers to.
@@ -222,29 +235,29 @@ class LocalStore:
         for name in self.names():
             for number in range(1, self.head(name) + 1):
                 version = self.version(name, number)
-                found |= {self._at.blob(entry.sha256) for entry in version.manifest.files}
-                found |= {self._at.blob(version.pin.manifest_sha256), self._at.left(name, number)}
+                found |= {self.layout.blob(entry.sha256) for entry in version.manifest.files}
+                found |= {self.layout.blob(version.pin.manifest_sha256), self.layout.left(name, number)}
         return found
 
     def holds(self, entry: FileEntry) -> bool:
         """Whether that content is here and whole."""
-        blob = self._at.blob(entry.sha256)
+        blob = self.layout.blob(entry.sha256)
         return blob.is_file() and sha256(blob.read_bytes()) == entry.sha256
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep everybody else from writing."""
         with disk_errors():
-            make_folder(self._at.tmp)
-            with locked(self._at.lock):
+            make_folder(self.layout.tmp)
+            with locked(self.layout.lock):
                 yield
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:
-        adapter = self._at.adapter(name)
+        adapter = self.layout.adapter(name)
         with self.held():
-            sweep(self._at.tmp)
-            make_folder(self._at.blobs)
+            sweep(self.layout.tmp)
+            make_folder(self.layout.blobs)
             make_folder(adapter)
             yield
 
@@ -253,18 +266,18 @@ class LocalStore:
     ) -> Version:
         manifest = completed(draft, name, entries, self.version(name, head).pin if head else None)
         document = manifest.dump()
-        pointer = self._at.version(name, manifest.version)
+        pointer = self.layout.version(name, manifest.version)
         with self._undone_unless(pointer) as fresh:
             for data in (*files.values(), document):
                 self._keep(data, fresh)
             # Contents first, their names next, and only then the one file that refers to them.
-            sync_folder(self._at.blobs)
-            self._at.left(name, manifest.version).unlink(missing_ok=True)  # a killed pull's
+            sync_folder(self.layout.blobs)
+            self.layout.left(name, manifest.version).unlink(missing_ok=True)  # a killed pull's
             self._point(pointer, document)
         return self.version(name, manifest.version)
 
     def _point(self, pointer: Path, document: bytes) -> None:
-        with staged(self._at.tmp, f"{sha256(document)}\n".encode()) as temporary:
+        with staged(self.layout.tmp, f"{sha256(document)}\n".encode()) as temporary:
             os.link(temporary, pointer)  # unlike a rename, a link never overwrites
         sync_folder(pointer.parent)
 
@@ -282,11 +295,11 @@ class LocalStore:
 
     def _keep(self, data: bytes, fresh: list[Path]) -> None:
         """Store a blob, unless it is there and whole; one that is not whole is mended."""
-        blob = self._at.blob(sha256(data))
+        blob = self.layout.blob(sha256(data))
         known = blob.is_file()
         if known and blob.read_bytes() == data:
             return
-        with staged(self._at.tmp, data) as temporary:
+        with staged(self.layout.tmp, data) as temporary:
             temporary.replace(blob)
         if not known:
             fresh.append(blob)

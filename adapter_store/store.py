@@ -37,13 +37,13 @@ class Store:
     """
 
     def __init__(
-        self, root: Path | None = None, *, endpoint: str | None = None, token_file: Path | None = None
+        self, root: str | Path | None = None, *, endpoint: str | None = None, token_file: Path | None = None
     ) -> None:
         if root is None:
             home = os.environ.get("CPSERVE_HOME")
-            root = Path(home) if home else Path.home() / ".local" / "share" / "cpserve"
-        self.root = root
-        self._local = LocalStore(root)
+            root = home or Path.home() / ".local" / "share" / "cpserve"
+        self.root = Path(root)
+        self._local = LocalStore(self.root)
         self._endpoint, self._token_file = endpoint, token_file
 
     @cached_property
@@ -138,6 +138,22 @@ class Store:
         """
         version = self.version(ref)
         return self._hub.repeat(version) if version.commit else self._local.repeat(version)
+
+    def delete(self, name: str) -> int:
+        """Delete an adapter that is here, with all its versions and aliases; how many versions those were.
+
+        What only these hold is then in vain, and goes with `plan_gc`.
+
+        Raises:
+            RefError: there is no adapter of that name here.
+            StoreError: the system refuses.
+        """
+        if _repo(name):
+            raise StoreError(
+                f"{name} is not on this machine", hint="on the Hub a repository is deleted in its settings"
+            )
+        self._existing_head(name)
+        return self._local.delete(name)
 
     def verify(self, name: str | None = None) -> list[Problem]:
         """Read everything of one adapter, or of all that are here, and tell what is damaged; empty means whole.
@@ -237,7 +253,7 @@ class Store:
             raise RefError(
                 f"there is no adapter {name!r}",
                 ref=name,
-                hint=f"there are {known}" if known else "learn one first: cpserve train",
+                hint=f"adapters here: {known}" if known else "learn one first: cpserve train",
             )
         return head
 

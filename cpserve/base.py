@@ -6,7 +6,6 @@ modules that training and exporting need. The UNet of a `BaseModel` always takes
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import warnings
@@ -73,7 +72,6 @@ class BaseSpec:
             self.channels,
             self.sites.packed_width,
             self.tokens,
-            self.sites.weight.shape[1],
             multiple=self.multiple,
             added=self.sites.added,
         )
@@ -219,10 +217,9 @@ def _spec(pipeline: Any, text_encoder: TextEncoder, entry: BaseEntry) -> BaseSpe
         raise BaseModelError(
             f"{entry.id} has a UNet that reads other text than its text encoders write", hint="use a base in one piece"
         )
-    tokenizer = copy.deepcopy(pipeline.tokenizer)
     return BaseSpec(
         entry=entry,
-        tokenizer=tokenizer,
+        tokenizer=pipeline.tokenizer,
         schedule=Schedule.from_config(dict(pipeline.scheduler.config)),
         sites=sites,
         text_widths=text_encoder.widths,

@@ -133,10 +133,6 @@ class Bundle:
     manifest: BundleManifest
     spec: BaseSpec
 
-    @property
-    def key(self) -> str:
-        return self.manifest.key
-
     @cached_property
     def signature(self) -> Signature:
         """What its engines admit."""

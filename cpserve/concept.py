@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cpserve.errors import ConceptError
+from cpserve.errors import ConceptError, RefError
 from cpserve.manifest import check_name
 from cpserve.unpack import LIMITS, Limits, Picture, examine
 
@@ -63,10 +63,7 @@ def read_concept(
         ConceptError: an entry breaks a rule, or there is no picture.
         RefError: the name cannot be one.
     """
-    if name is None:
-        whole = path.absolute()  # a link's own name, not what it leads to
-        name = (whole.name if whole.is_dir() else whole.stem).lower()
-    check_name(name)
+    name = name_of(path) if name is None else check_name(name)
     pictures = []
     with closing(examine(path, limits)) as findings:
         for finding in findings:
@@ -76,11 +73,28 @@ def read_concept(
     return Concept(name, tuple(pictures), class_word)
 
 
+def name_of(path: Path) -> str:
+    """The name of the concept in a zip or folder: its file name's stem in lower case.
+
+    Raises:
+        RefError: that cannot be one.
+    """
+    whole = path.absolute()  # a link's own name, not what it leads to
+    try:
+        return check_name((whole.name if whole.is_dir() else whole.stem).lower())
+    except RefError as error:
+        raise RefError(str(error), ref=error.ref, hint="rename the file, or train with a --name") from error
+
+
 def inspect_concept(path: Path, *, limits: Limits = LIMITS) -> Report:
     """What `read_concept` would see and all that it would refuse; raises nothing for what it finds."""
     seen: list[Seen] = []
     refusals: list[ConceptError] = []
     hashes: dict[str, tuple[int, int]] = {}
+    try:
+        name_of(path)
+    except RefError as error:
+        refusals.append(ConceptError(f"{path}: {error}", hint=error.hint, entry=path.name, rule=str(error)))
     for finding in examine(path, limits):
         if isinstance(finding, ConceptError):
             refusals.append(finding)

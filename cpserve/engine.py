@@ -33,6 +33,7 @@ class Engine(ABC):
 
     kind: str
     precision: str = "float32"  # that the UNet is really computed in
+    merged: str = ""  # the LoRAs that its bundle folded into the base, by hash and scale
     device = CPU
     slopes = True  # whether `slope` can be asked for
 
@@ -56,8 +57,7 @@ class Engine(ABC):
         Raises:
             EngineError: a row is outside the signature, or the engine is closed.
         """
-        if self._closed:
-            raise EngineError("the engine is closed", hint="open it again with open_engine()")
+        self.check_open()
         inputs = (latents, timestep, kv_bank, slot, *(self.spec.sizes(latents) if added is None else (added,)))
         self.signature.check(*inputs)
         output = self.infer(*inputs)
@@ -74,8 +74,7 @@ class Engine(ABC):
         Raises:
             EngineError: a row is outside the signature, or of another size; the engine has no slopes (`slopes`), or it is closed.
         """
-        if self._closed:
-            raise EngineError("the engine is closed", hint="open it again with open_engine()")
+        self.check_open()
         if not self.slopes:
             raise EngineError("the bundle has no slopes", hint="make it again with cpserve export --slopes")
         added = self.spec.sizes(latents)
@@ -105,6 +104,13 @@ class Engine(ABC):
     def at_work(self) -> AbstractContextManager[None]:
         """Around a loop of calls: what the engine needs of the process meanwhile."""
         return nullcontext()
+
+    def check_open(self) -> None:
+        """Raises:
+        EngineError: the engine is closed.
+        """
+        if self._closed:
+            raise EngineError("the engine is closed", hint="open it again with open_engine()")
 
     def close(self) -> None:
         """Let go of the runner's memory. Closing twice is fine."""

@@ -74,9 +74,9 @@ def learn(
         _clear_the_way(record, _known(store, adapter), resume=resume)
         done: list[Learned] = []
         for concept in concepts:
-            start = head_adapter(store, adapter, base, settings.method)
             if resume and concept.name in _known(store, adapter):
                 continue
+            start = head_adapter(store, adapter, base, settings.method)
             done.append(
                 _learn_one(base, concept, start, store, adapter, settings, record, resume=resume, progress=progress)
             )
@@ -112,6 +112,18 @@ def clear_finished(store: Store, adapter: str) -> None:
         with _alone(record.folder):
             if record.read_run().concept.name in _known(store, adapter):
                 record.delete()
+
+
+def drop_unfinished(store: Store, adapter: str) -> None:
+    """Remove the adapter's unfinished run, if there is one.
+
+    Raises:
+        TrainingError: a process is at it.
+    """
+    record = _record(store, adapter)
+    if record.folder.exists():
+        with _alone(record.folder):
+            record.delete()
 
 
 def _record(store: Store, adapter: str) -> Record:
@@ -202,7 +214,7 @@ def _judged(base: BaseModel, made: Adapter, drawn: Mapping[str, Image.Image]) ->
 
 
 def _unlearned(made: Adapter) -> str | None:
-    concept, share = made.manifest.concepts[-1], float(str(made.manifest.metrics["own_dc_accuracy"]))
+    concept, share = made.manifest.concepts[-1], float(made.manifest.metrics["own_dc_accuracy"])
     if share >= LEAST_LEARNED:
         return None
     return (

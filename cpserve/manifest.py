@@ -21,6 +21,12 @@ FILE_NAME = "cpserve.json"
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers wants exactly one file whose name ends so, at the root
 NEWEST_EMBEDDING = "learned_embeds.safetensors"
 EMBEDDINGS = ("embeddings", "embeddings_2")  # folders: of the first text encoder, of SDXL's second
+_MEANT = {
+    "@": "name the adapter alone, without a version",
+    "/": "on the Hub it is hf://user/name; here a name has no '/'",
+    "": "use up to 64 lower-case letters, digits, '.', '_' or '-', beginning with a letter or a digit",
+}
+"""What helps a name with such a sign in it."""
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}\Z"
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
@@ -191,6 +197,6 @@ def check_name(name: str) -> str:
         raise RefError(
             f"{name!r} cannot be a name",
             ref=name,
-            hint="use up to 64 lower-case letters, digits, '.', '_' or '-', beginning with a letter or a digit",
+            hint=next((hint for sign, hint in _MEANT.items() if sign in name), _MEANT[""]),
         )
     return name

@@ -35,9 +35,7 @@ class Signature:
     channels: int
     packed_width: int
     tokens: int
-    text_width: int
     multiple: int = 1
-    max_batch: int | None = None
     sizes: tuple[int, ...] | None = None
     added: int = 0
 
@@ -90,11 +88,6 @@ class Signature:
         if free["B"] and not (int(slot.min()) >= 0 and int(slot.max()) < free["P"]):
             raise EngineError(
                 f"a slot lies outside the bank of {free['P']} prompts", hint="slots count from 0 to P - 1"
-            )
-        if self.max_batch is not None and free["B"] > self.max_batch:
-            raise EngineError(
-                f"{free['B']} rows, the engine was compiled for at most {self.max_batch}",
-                hint=f"split the call, or export with --batch 1:{self.max_batch}:{free['B']}",
             )
         if free["h"] % self.multiple or free["w"] % self.multiple:
             raise EngineError(

@@ -40,7 +40,7 @@ def resolve(target: Target, base: BaseModel) -> Target:
     target = replace(
         target,
         rows=tuple(sorted(set(target.rows))) or _rows(base, target.runner),
-        sizes=target.sizes or (base.spec.pixels,),
+        sizes=tuple(sorted(set(target.sizes))) or (base.spec.pixels,),
     )
     step = base.spec.multiple * base.spec.vae_factor
     if odd := [side for side in target.sizes if side % step]:

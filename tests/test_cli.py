@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import trainer
+from adapter_store import Store
 from cpserve.base import BUILTIN
 from cpserve.cli import VERBS, _common, _show, doctor, generate, main, train
 from cpserve.cli._pictures import slug
@@ -78,8 +80,7 @@ def test_the_story(home: Path, folders: dict[str, Path], tmp_path: Path) -> None
         "pets",
         "--out",
         tmp_path / "out",
-        *base,
-        *store,
+        *store,  # the base is the adapter's
     )
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "a-photo-of-dog-0.png",
@@ -89,7 +90,7 @@ def test_the_story(home: Path, folders: dict[str, Path], tmp_path: Path) -> None
     assert drawn.stdout.splitlines()[-1] == str(tmp_path / "out" / "grid.png")
 
     table = tmp_path / "labels.csv"
-    run("classify", tmp_path / "out", "--adapter", "pets", "--draws", 2, "--out", table, *base, *store)
+    run("classify", tmp_path / "out", "--adapter", "pets", "--draws", 2, "--out", table, *store)
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 3
     assert all(abs(sum(float(row[label]) for label in ("dog", "cat", "none of these")) - 1) < 1e-4 for row in rows)
@@ -102,6 +103,7 @@ def test_the_story(home: Path, folders: dict[str, Path], tmp_path: Path) -> None
     ]
     assert "pets@v3 now holds what pets@v1 does" in run("adapters", "rollback", "pets@v1", *store).stdout
     assert "<cat>" not in run("adapters", "show", "pets", *store).stdout
+    assert "name an older one" in run("adapters", "rollback", "pets", *store, code=2).stderr
     run("adapters", "checkout", "pets@v2", tmp_path / "pets", *store)
     assert (tmp_path / "pets" / "samples" / "cat-0.png").is_file()
     assert "nothing damaged" in run("adapters", "verify", *store).stdout
@@ -152,6 +154,26 @@ def test_a_picture_says_what_made_it_and_is_never_lost(home: Path, folders: dict
     assert (tmp_path / "grid-2.png").is_file()
 
 
+def test_what_is_deleted_is_gone(home: Path, tmp_path: Path) -> None:
+    """All versions, their contents and an unfinished run; what another adapter shares stays whole, and no answer is no."""
+    place = shutil.copytree(home / "store", tmp_path / "store")
+    store = Store(place)
+    version, versions = store.version("pets@v1"), store.head("pets")
+    store.commit("others", {path: version.read(path) for path in version.paths()}, version.manifest, expected_head=0)
+    (place / "runs" / "pets").mkdir(parents=True)
+    (place / "runs" / "pets" / "latents.safetensors").write_bytes(b"of pictures")
+    assert "Aborted" in run("adapters", "delete", "pets", "--store", place, code=1).stderr
+    assert store.verify() == []
+    told = json.loads(run("adapters", "delete", "pets", "--yes", "--json", "--store", place).stdout)
+    assert (told["versions"], store.names(), store.verify()) == (versions, ["others"], [])
+    assert told["files"] > 0
+    assert not (place / "runs" / "pets").exists()
+    assert "adapters here: others" in run("adapters", "delete", "pets", "--yes", "--store", place, code=1).stderr
+    run("adapters", "delete", "others", "--yes", "--store", place)
+    assert not any((place / "blobs").iterdir())
+    assert "no adapter" in run("adapters", "list", "--store", place).stdout
+
+
 def test_a_word_that_nobody_learned_is_remarked_on(home: Path, folders: dict[str, Path], tmp_path: Path) -> None:
     """A learned token that the adapter does not know is named, with those that it knows."""
     told = run(
@@ -189,8 +211,11 @@ def test_every_verb_takes_the_common_options() -> None:
 
 
 def test_words_typed_twice_are_the_same() -> None:
-    """Choices spelt out for the sake of a fast --help are those of the library."""
+    """Choices and defaults spelt out for the sake of a fast --help are those of the library."""
     assert train.METHODS == trainer.METHODS
+    told = {option.name: getattr(option, "help", None) or "" for option in train.train.params}
+    for name in ("method", "steps", "rank", "seed"):
+        assert f"[default: {getattr(trainer.Settings(), name)}]" in told[name]
     assert tuple(SAMPLERS) == generate.SAMPLERS
     assert _common.BASE == BUILTIN
 
@@ -325,10 +350,13 @@ def test_names_and_class_words_go_with_the_concepts_in_order(home: Path, tmp_pat
 
 
 def test_check_shows_what_would_be_refused(tmp_path: Path) -> None:
-    """A refused entry is named with its rule and the exit code is 1; a name cannot speak to the terminal."""
-    Image.new("RGB", (32, 32)).save(tmp_path / "small.png")
-    (tmp_path / "\x1b[31mnotes.md").write_text("no picture")
-    result = run("check", tmp_path, code=1)
+    """A refused entry is named with its rule and the exit code is 1, and so is a name; none can speak to the terminal."""
+    folder = tmp_path / "My Cat"
+    folder.mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "small.png")
+    assert "'my cat' cannot be a name" in run("check", folder, code=1).stdout
+    (folder / "\x1b[31mnotes.md").write_text("no picture")
+    result = run("check", folder, code=1)
     assert "smaller than 64 px" in result.stdout
     assert "control characters" in result.stdout
     assert "\x1b" not in result.stdout

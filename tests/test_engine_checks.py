@@ -100,23 +100,6 @@ def test_rows_of_one_batch_equal_single_runs(engine: Engine) -> None:
         )
 
 
-def test_scale_zero_is_the_base_bit_for_bit(engine: Engine) -> None:
-    """An adapter at scale 0, under a prompt without learned tokens, is the base, bit for bit."""
-    z, t = rows(2)
-    silent = [Prompt("a red bowl", make_adapter(engine.spec, 1), 0.0)] * 2
-    assert torch.equal(run(engine, silent, z, t), run(engine, [Prompt("a red bowl")] * 2, z, t))
-
-
-def test_same_name_new_content_draws_anew(engine: Engine) -> None:
-    """A new revision under the same name and manifest gives another output: nothing is cached by name."""
-    old, new = make_adapter(engine.spec, 1), make_adapter(engine.spec, 2)
-    assert old.manifest == new.manifest
-    z, t = rows(1)
-    assert not torch.allclose(
-        run(engine, [Prompt("a dog", old)], z, t), run(engine, [Prompt("a dog", new)], z, t), atol=1e-3
-    )
-
-
 def test_a_thousand_swaps_build_nothing(bundles: dict[str, Path], shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """1,000 adapters in turn on a compiled engine: each graph is opened once, and the bank stays bounded."""
     with OrtEngine(bundles[shape], threads=1) as engine:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from cpserve.base import BaseModel
+from cpserve.bundle import MergedEntry, read_manifest
 from cpserve.cli import _common, main
 from cpserve.engine import ENGINES
 from tests.retarget import openvino, retarget
@@ -72,7 +76,7 @@ def test_what_cannot_be_built_is_one_sentence(
 def test_a_dry_run_tells_files_bytes_and_time(folders: dict[str, Path], tmp_path: Path) -> None:
     """What would be built, for whom and in which shapes, is told before, and nothing is written."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    shapes = ("--batch", "2:8", "--sizes", "16,32", "--precision", "fp32")
+    shapes = ("--batch", "2:8", "--sizes", "32,16", "--precision", "fp32")
     command = ("export", "--openvino", *shapes, "--out", tmp_path / "b", "--base", folders["sd21"], "--dry-run")
     told = json.loads(run(*command, "--json").stdout)
     assert (told["runner"], told["precision"], told["rows"], told["sizes"]) == ("openvino", "float32", [2, 8], [16, 32])
@@ -95,7 +99,8 @@ def test_slopes_are_one_graph_more(folders: dict[str, Path], tmp_path: Path) -> 
 def test_doctor_shows_what_runs_a_bundle(bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path: Path) -> None:
     """The engine that a bundle's manifest chooses, the precision that it really computes in, and a measured time."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    bundle = retarget(bases["sd21"], bundles["sd21"], tmp_path / "bundle", openvino(bases["sd21"]))
+    target = openvino(bases["sd21"])
+    bundle = retarget(bases["sd21"], bundles["sd21"], tmp_path / "bundle", replace(target, sizes=target.sizes[1:]))
     told = json.loads(run("doctor", "--bundle", bundle, "--threads", 1, "--json", "--store", tmp_path).stdout)
     assert told["bundle"]["engine"] == "openvino"
     assert told["bundle"]["precision"] == "float32"
@@ -113,3 +118,17 @@ def test_pictures_are_drawn_by_the_bundles_engine(
     told = json.loads(run(*command, "--threads", 1, "--store", tmp_path / "store").stdout)
     assert told["pictures"][0]["engine"] == "openvino"
     assert Path(told["pictures"][0]["file"]).is_file()
+
+
+def test_a_picture_tells_what_was_merged(bundles: dict[str, Path], tmp_path: Path) -> None:
+    """So that a picture of the plain base and one of the base with a style are kept side by side under one name."""
+    styled = shutil.copytree(bundles["sd21"], tmp_path / "styled")
+    manifest = read_manifest(styled)
+    recipe = msgspec.structs.replace(manifest.recipe, merged=(MergedEntry(sha256="ab" * 32, scale=0.5),))
+    msgspec.structs.replace(manifest, recipe=recipe, key=recipe.key).write(styled)
+    merged = []
+    for bundle in (bundles["sd21"], styled, styled):
+        command = ("generate", "a dog", "-n", 1, "--steps", 2, "--bundle", bundle, "--out", tmp_path / "out", "--json")
+        merged += json.loads(run(*command, "--threads", 1, "--store", tmp_path / "store").stdout)["pictures"]
+    assert [picture["merged"] for picture in merged] == ["", *["abababababab:0.5"] * 2]
+    assert len({picture["file"] for picture in merged}) == 2

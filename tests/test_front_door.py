@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from PIL import Image
 
 import cpserve
 from adapter_store import Store
+from adapter_store.card import render_card
 from cpserve.adapter import Adapter, empty_adapter
-from cpserve.base import BaseModel
+from cpserve.base import BaseModel, load_base
 from cpserve.drawing import Drawing, draw_latents, generate
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import AdapterError, EngineError
@@ -59,6 +61,15 @@ noise = torch.from_numpy(np.load(sys.argv[1]))
 made = pipe("a photo of <cat>", latents=noise, num_inference_steps=8, guidance_scale=3.0, output_type="np")
 np.save(sys.argv[2], made.images)
 """
+
+
+def test_a_card_finds_the_built_in_base() -> None:
+    """What the card says of an adapter on it opens it with plain diffusers, wherever it was installed."""
+    card = render_card(empty_adapter(load_base().spec.entry).manifest, "pets")
+    [snippet] = re.findall(r"```python\n(.*?)\npipe\.load_lora", card, re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(snippet, made)
+    assert made["pipe"].unet.config.sample_size == load_base().spec.latent_size
 
 
 def test_plain_diffusers_draws_a_checked_out_version(base: BaseModel, shape: str, store: Store, tmp_path: Path) -> None:

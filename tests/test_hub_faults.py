@@ -237,6 +237,16 @@ def test_nobody_there(store, tmp_path, monkeypatch):
     assert tmp_path
 
 
+def test_words_that_claim_a_version_are_no_version(store, hub, tmp_path):
+    """A commit that quotes a version's message and holds none, as a revert does, is in nobody's way."""
+    repo, document = hub.repos["me/pets"], store.version("pets@v1").manifest.dump()
+    repo.commit(None, [("cpserve.json", None)], 'Revert "v1"', f"manifest sha256 {'0' * 64}")
+    repo.commit(None, [("cpserve.json", document)], "back")
+    assert store.push("pets", PETS).versions == (2,)
+    assert store.verify(PETS) == []
+    assert [v.version for v in Store(tmp_path / "other").log(PETS)] == [2, 1]
+
+
 def test_a_hub_without_xet_is_a_sentence(store, hub, monkeypatch):
     """Where the client insists on Xet and the Hub has none, the message names the switch."""
     pytest.importorskip("hf_xet")

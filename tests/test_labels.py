@@ -119,6 +119,8 @@ def test_what_it_writes_is_no_picture_to_classify(place: Path, folders: dict[str
         run(place, folders, "--out", table, "--resume", "--explain", why, pictures=pictures)
     assert table.read_bytes().count(b"\r\n") == 21
     assert {p.name for p in why.iterdir()} == {f"{i:02d}.png" for i in range(20)}
+    for above in (pictures, pictures.parent):
+        assert "a folder of its own" in run(place, folders, "--explain", above, pictures=pictures, code=2)
 
 
 def test_what_was_judged_is_kept_when_its_explanation_fails(

@@ -1,17 +1,22 @@
-"""Write `docs/cli.md` from the commands themselves: `python tools/cli_reference.py [--check]`.
+"""Write `docs/cli.md` from the commands and settings themselves: `python tools/cli_reference.py [--check]`.
 
 `--check` writes nothing and fails if the file is stale.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
+import json
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import click
 
 from cpserve.cli import main as cpserve
+from trainer import Settings
 
 FILE = Path(__file__).parents[1] / "docs" / "cli.md"
 WIDTH = 100
@@ -20,6 +25,16 @@ HEAD = """# The command line
 Made by `python tools/cli_reference.py` from the commands themselves.
 
 Exit codes: 0 done, 1 refused (one sentence and a hint on stderr), 2 a wrong option, 130 stopped by Ctrl-C.
+"""
+
+
+SETTINGS = """## Settings of training
+
+In a TOML file for `train --config`, a line each, such as `batch = 4`. The defaults were chosen on the built-in base. Marks as in
+[METHOD.md](METHOD.md): F the paper, B a baseline's, O our own choice.
+
+| setting | default | |
+|---|---|---|
 """
 
 
@@ -43,7 +58,20 @@ def reference() -> str:
     for command, context in commands(cpserve, root()):
         depth = "#" * (context.command_path.count(" ") + 2)
         parts.append(f"{depth} {context.command_path}\n\n```text\n{command.get_help(context)}\n```\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, settings()])
+
+
+def settings() -> str:
+    """A row for each setting, in the words of the string below it."""
+    [body] = (node.body for node in ast.parse(inspect.getsource(Settings)).body if isinstance(node, ast.ClassDef))
+    rows = []
+    for field, words in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr) and isinstance(words.value, ast.Constant):
+            name = ast.unparse(field.target)
+            rows.append(
+                f"| `{name}` | `{json.dumps(getattr(Settings(), name))}` | {inspect.cleandoc(str(words.value.value))} |"
+            )
+    return SETTINGS + "\n".join(row.replace("\n", " ") for row in rows) + "\n"
 
 
 def main() -> None:

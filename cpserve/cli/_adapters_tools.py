@@ -1,4 +1,4 @@
-"""`cpserve adapters diff`, `gc`, `annotate`, `import` and `convert`: looking, tidying, and other programs' files."""
+"""`cpserve adapters diff`, `gc`, `delete`, `annotate`, `import` and `convert`: looking, tidying, and other programs' files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _shown(value: object) -> str:
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
 @common_options
 def gc(common: Common, dry_run: bool) -> None:
-    """Delete what no version of any adapter refers to; versions are never deleted."""
+    """Delete what no version of any adapter refers to."""
     store = common.store
     plan = store.plan_gc()
     gone = list(plan.garbage) if dry_run else plan.execute()
@@ -61,6 +61,30 @@ def gc(common: Common, dry_run: bool) -> None:
     total = f"{'would delete' if dry_run else 'deleted'} {len(rows)} files, {sum(b for _, b, _ in rows) / MIB:,.1f} MiB"
     text = f"{table(('file', 'bytes', 'what'), rows)}\n\n{total}" if rows else "nothing to delete"
     emit(value, text, as_json=common.json)
+
+
+@click.command(epilog=examples("cpserve adapters delete pets", "cpserve adapters delete pets --yes --json"))
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask first.")
+@common_options
+def delete(common: Common, name: str, yes: bool) -> None:
+    """Delete an adapter from this machine, with all its versions and samples.
+
+    Also what an unfinished run keeps of its pictures, and whatever else no other adapter refers to. On the Hub a repository is
+    deleted in its settings.
+    """
+    from cpserve.learning import drop_unfinished
+
+    store = common.store
+    if not yes:
+        newest = store.version(name)
+        knows = ", ".join(c.name for c in newest.manifest.concepts) or "no concept"
+        click.confirm(f"delete {newest} and all before it, which knows {knows}?", abort=True, err=True)
+    drop_unfinished(store, name)
+    versions, files = store.delete(name), store.plan_gc().execute()
+    freed = sum(each.bytes for each in files)
+    text = f"deleted {name}: {versions} versions, {len(files)} files, {freed / MIB:,.1f} MiB"
+    emit({"deleted": name, "versions": versions, "files": len(files), "bytes": freed}, text, as_json=common.json)
 
 
 @click.command(epilog=examples("cpserve eval pets --out measured", "cpserve adapters annotate pets measured"))

@@ -95,10 +95,13 @@ def hub_options(verb: Callable[..., None]) -> Callable[..., None]:
     return click.option("--endpoint", metavar="URL", help=where)(verb)
 
 
-def base_option(verb: Callable[..., None]) -> Callable[..., None]:
+def base_option(verb: Callable[..., None], default: str = BASE) -> Callable[..., None]:
     """`--base`, None where it is left out."""
-    words = f"The base model: {BASE}, a diffusers folder, a Hub id or a .safetensors file.  [default: {BASE}]"
+    words = f"The base model: {BASE}, a diffusers folder, a Hub id or a .safetensors file.  [default: {default}]"
     return click.option("--base", metavar="BASE", help=words)(verb)
+
+
+adapters_base_option = functools.partial(base_option, default=f"the adapter's, else {BASE}")
 
 
 def engine_options(verb: Callable[..., None]) -> Callable[..., None]:
@@ -107,7 +110,7 @@ def engine_options(verb: Callable[..., None]) -> Callable[..., None]:
         "What runs the UNet: eager is torch, compile the same in half precision through torch.compile, which takes a minute "
         "at first; auto takes what the bundle was made for, where one is given, else eager."
     )
-    verb = base_option(verb)
+    verb = adapters_base_option(verb)
     verb = click.option(
         "--bundle",
         type=click.Path(file_okay=False, path_type=Path),
@@ -140,15 +143,21 @@ def open_base(common: Common, base: str | None) -> BaseModel:
     return load_base(base or BASE)
 
 
-def open_for(common: Common, engine: str, bundle: Path | None, base: str | None) -> Engine:
-    """Open the engine asked for."""
+def base_of(common: Common, refs: Sequence[str]) -> str:
+    """The base model that adapters were learned on: the first one's, since all have to fit it."""
+    return common.store.version(refs[0]).manifest.base.id if refs else BASE
+
+
+def open_for(common: Common, engine: str, bundle: Path | None, base: str | None, refs: Sequence[str]) -> Engine:
+    """Open the engine asked for, of the base that the adapters `refs` were learned on where none is named."""
     if bundle and (base or engine in {"eager", "compile"}):
         other = f"--base {base}" if base else f"--engine {engine}"
         raise click.UsageError(f"a bundle holds its own base model, compiled: leave out --bundle or {other}")
     common.set_threads()
     from cpserve.engine import open_engine
 
-    return open_engine(base or BASE, engine=engine, bundle=bundle, threads=common.threads)
+    of_adapters = BASE if bundle else base_of(common, refs)
+    return open_engine(base or of_adapters, engine=engine, bundle=bundle, threads=common.threads)
 
 
 def read_adapters(common: Common, engine: Engine, refs: Sequence[str]) -> dict[str, tuple[str, Adapter]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpserve.cli._adapters_hub import alias, pull, push
-from cpserve.cli._adapters_tools import annotate, convert, diff, gc, import_
+from cpserve.cli._adapters_tools import annotate, convert, delete, diff, gc, import_
 from cpserve.cli._common import Common, common_options, examples, hub_options
 from cpserve.cli._show import emit, note, pairs, table
 from cpserve.errors import printable
@@ -29,7 +29,7 @@ def adapters() -> None:
     """Stored adapters, here and on the Hub: wherever a NAME or REF is asked for, hf://USER/REPO[@REF] is one, too."""
 
 
-for _command in (push, pull, alias, diff, annotate, gc, import_, convert):
+for _command in (push, pull, alias, diff, annotate, delete, gc, import_, convert):
     adapters.add_command(_command)
 
 
@@ -131,6 +131,8 @@ def rollback(common: Common, ref: str) -> None:
     """Store an older version again as the newest; nothing is lost."""
     store = common.store
     older = store.version(ref)
+    if older.manifest.version == store.head(str(older).rpartition("@")[0]):
+        raise click.UsageError(f"{older} is the newest version: name an older one")
     version = store.rollback(str(older))
     emit({"version": str(version), "from": str(older)}, f"{version} now holds what {older} does", as_json=common.json)
 

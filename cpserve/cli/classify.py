@@ -107,13 +107,15 @@ def classify(
     """
     if resume and not out:
         raise click.UsageError("--resume goes with --out")
+    if explain and any(explain.resolve() in (place := path.resolve(), *place.parents) for path in paths):
+        raise click.UsageError(f"--explain {explain} would write among the pictures: name a folder of its own")
     from cpserve.cli._pictures import total
 
     refused: list[dict[str, str]] = []
     if explain:
         with writing(explain):
             explain.mkdir(parents=True, exist_ok=True)
-    with open_for(common, engine, bundle, base) as opened:
+    with open_for(common, engine, bundle, base, [ref]) as opened:
         name, adapter = read_adapters(common, opened, [ref])[ref]
         judging = _judging(draws, error, none=not known_only)
         _warn(opened, adapter, judging)
@@ -196,7 +198,7 @@ def _table(out: Path | None, name: str, adapter: Adapter, engine: Engine, judgin
     if not out:
         return None
     weights, labels = engine.spec.entry.fingerprint.weights, tuple(labels_of(adapter, judging))
-    how = " ".join([engine.kind, engine.precision, *(["slopes"] if engine.slopes else [])])
+    how = " ".join([engine.kind, engine.precision, *(["slopes"] if engine.slopes else []), engine.merged]).strip()
     return LabelTable(Path(realpath(out)), name, adapter.content_hash[:12], weights[:12], how, judging, labels)
 
 

@@ -160,7 +160,8 @@ def _bundle(common: Common, path: Path) -> Facts:
     with open_engine(bundle=path, threads=common.threads) as engine:
         spec = engine.spec
         bank, slot = engine.bank.packed([Prompt(""), Prompt("a photo")])
-        latents, t = torch.zeros(2, spec.channels, spec.latent_size, spec.latent_size), torch.full((2,), 500.0)
+        side = (engine.signature.sizes or (spec.latent_size,))[0]
+        latents, t = torch.zeros(2, spec.channels, side, side), torch.full((2,), 500.0)
         rows = latents.to(engine.device), t.to(engine.device), bank, slot
         engine.denoise(*rows)  # builds
         times = []

@@ -68,7 +68,7 @@ def eval_(
     """
     with writing(out):  # sooner than the drawing
         out.mkdir(parents=True, exist_ok=True)
-    with open_for(common, engine, bundle, base) as opened:
+    with open_for(common, engine, bundle, base, [ref]) as opened:
         from cpserve.evaluation import evaluate
         from cpserve.features import encoder_for
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpserve.cli._adapters_merge import MergeParam, at_hand
 from cpserve.cli._border import writing
 from cpserve.cli._common import Common, base_option, common_options, examples, hub_options, open_base
+from cpserve.cli._merge import MergeParam, at_hand
 from cpserve.cli._show import emit, table
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpserve.cli._border import writing
+from cpserve.cli._border import when_stopped, writing
 from cpserve.cli._common import (
     Common,
     NumberRange,
@@ -23,6 +23,8 @@ from cpserve.cli._common import (
 from cpserve.cli._show import emit, note, reporting
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from cpserve.adapter import Adapter
     from cpserve.drawing import Drawing
     from cpserve.engine import Engine
@@ -33,6 +35,7 @@ SAMPLERS = (
     "euler",
 )  # cpserve.sample's, which would cost `--help` an import of torch; a test compares them
 Named = tuple[str, "Adapter"]
+AT_ONCE = 16  # pictures between two times that files are written; with guidance as many as one call of the UNet takes
 
 
 @click.command(
@@ -109,7 +112,7 @@ def generate(
         refs = ("default",)
     if len(refs) not in {0, 1, len(prompts)}:
         raise click.UsageError(f"{len(prompts)} prompts go with one --adapter, or one for each, not {len(refs)}")
-    with open_for(common, engine, bundle, base) as opened:
+    with open_for(common, engine, bundle, base, refs) as opened:
         from cpserve.drawing import Drawing
 
         read = read_adapters(common, opened, refs)
@@ -133,18 +136,25 @@ def _draw(
 
     for text, named in jobs:
         _warn_of_strangers(text, named)
-    prompts = [Prompt(text, named[1] if named else None) for text, named in jobs for _ in seeds]
-    with reporting() as report:
-        drawn = draw(
-            engine, prompts, [*seeds] * len(jobs), drawing, lambda done, all_: report("drawing", done, all_, "")
-        )
-    made_by = [_made_by(engine, text, named, seed, drawing) for text, named in jobs for seed in seeds]
-    written = []
-    for one, settings in zip(drawn, made_by, strict=True):
-        file = _pictures.save(one.image, out, f"{_pictures.slug(one.prompt)}-{one.seed}", settings)
-        written.append({"file": str(file), **settings})
-    page = _pictures.grid([one.image for one in drawn], len(seeds))
-    sheet = _pictures.save(page, out, "grid", {"pictures": json.dumps(made_by)})
+    written: list[dict[str, Any]] = []
+    images: list[Image.Image] = []
+    every = [(text, named, seed) for text, named in jobs for seed in seeds]
+    with reporting() as report, when_stopped(f"what was drawn lies in {out}"):
+        for start in range(0, len(every), AT_ONCE):
+            some = every[start : start + AT_ONCE]
+            prompts = [Prompt(text, named[1] if named else None) for text, named, _ in some]
+
+            def step(done: int, steps: int, start: int = start, count: int = len(some)) -> None:
+                report("drawing", start * steps + done * count, len(every) * steps, "")
+
+            drawn = draw(engine, prompts, [seed for *_, seed in some], drawing, step)
+            for one, (text, named, seed) in zip(drawn, some, strict=True):
+                settings = _made_by(engine, text, named, seed, drawing)
+                file = _pictures.save(one.image, out, f"{_pictures.slug(text)}-{seed}", settings)
+                written.append({"file": str(file), **settings})
+                images.append(one.image)
+    made_by = [{k: v for k, v in each.items() if k != "file"} for each in written]
+    sheet = _pictures.save(_pictures.grid(images, len(seeds)), out, "grid", {"pictures": json.dumps(made_by)})
     return {"grid": str(sheet), "pictures": written}
 
 
@@ -166,6 +176,8 @@ def _made_by(
         "size": drawing.size or engine.spec.pixels,
         "sampler": drawing.sampler,
         "engine": engine.kind,
+        "precision": engine.precision,
+        "merged": engine.merged,
     }
 
 

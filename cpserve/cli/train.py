@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpserve.cli._adapters_train import hub_training_options, learner
 from cpserve.cli._border import when_stopped
-from cpserve.cli._common import BASE, Common, base_option, common_options, examples, hub_options, open_base
+from cpserve.cli._common import BASE, Common, adapters_base_option, common_options, examples, hub_options, open_base
 from cpserve.cli._show import emit, note, pairs, reporting, table
+from cpserve.cli._train_hub import hub_training_options, learner
 
 if TYPE_CHECKING:
     from cpserve.concept import Concept
@@ -116,16 +116,22 @@ class _Plan:
 @click.option(
     "--adapter", default="default", show_default=True, metavar="NAME", help="What learns it; also hf://USER/REPO."
 )
-@base_option
-@click.option("--method", type=click.Choice(METHODS), help="What keeps earlier concepts from being forgotten.")
-@click.option("--steps", type=click.IntRange(1), metavar="N", help="Steps for each concept.")
-@click.option("--rank", type=click.IntRange(1), metavar="R", help="Rank of the factors of each concept.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="The same seed gives the same adapter.")
+@adapters_base_option
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    help="What keeps earlier concepts from being forgotten.  [default: null-space]",
+)
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Steps for each concept.  [default: 300]")
+@click.option("--rank", type=click.IntRange(1), metavar="R", help="Rank of the factors of each concept.  [default: 16]")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="The same seed gives the same adapter.  [default: 0]"
+)
 @click.option(
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="TOML",
-    help="A file of settings, such as steps = 500; those on the command line win.",
+    help="A file of settings, such as batch = 4 (docs/cli.md lists them); those on the command line win.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--restart", is_flag=True, help="Drop a run that was stopped.")
@@ -174,7 +180,8 @@ def train(
     ]
     _check_names(concepts, [] if resume else who.known)
     common.set_threads()
-    plan = _Plan(concepts, who.name, who.head, who.known, settings, base or BASE)
+    of_adapter = who.newest.base.id if who.newest else BASE
+    plan = _Plan(concepts, who.name, who.head, who.known, settings, base or of_adapter)
     if dry_run:
         emit(plan.json(), plan.text(), as_json=common.json)
         return
@@ -235,7 +242,6 @@ def _tell(common: Common, plan: _Plan, learned: Sequence[Learned]) -> None:
     samples = [path for path in version.paths() if path.startswith("samples/")]
     store = ["--store", str(common.root)] if common.root else []
     here = [*(["--adapter", plan.adapter] if plan.adapter != "default" else []), *store]
-    here += ["--base", plan.base] if plan.base != BASE else []
     token = version.manifest.concepts[-1].token
     draw = " ".join([f'cpserve generate "a photo of {token}"', *map(shlex.quote, here)])
     look = shlex.join(["cpserve", "adapters", "checkout", ref, ref.replace("@", "-"), *store])

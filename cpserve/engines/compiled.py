@@ -42,8 +42,9 @@ class CompiledEngine(Engine):
         """
         self.bundle = read_bundle(path)
         super().__init__(self.bundle.spec)
-        self.signature = self.bundle.signature
-        self.slopes = self.bundle.manifest.recipe.slopes
+        self.signature, recipe = self.bundle.signature, self.bundle.manifest.recipe
+        self.slopes = recipe.slopes
+        self.merged = "+".join(f"{each.sha256[:12]}:{each.scale:g}" for each in recipe.merged)
         self.threads = threads
         self.builds: Counter[str] = Counter()
         self._runners: dict[tuple[str, Shape, int], Runner] = {}
@@ -114,8 +115,7 @@ class CompiledEngine(Engine):
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _runner(self, graph: str, shape: Shape, streams: int = 1) -> Runner:
-        if self._closed:
-            raise EngineError("the engine is closed", hint="open it again with open_engine()")
+        self.check_open()
         key = (graph, shape, streams)
         if key not in self._runners:
             self._runners[key] = self._build(*key)

@@ -46,7 +46,7 @@ class EagerEngine(Engine):
         return torch.cat([self.base.encode_pictures(some.to(self.device)) for (some,) in few(PIXELS, pictures)])
 
     def decode(self, latents: Tensor) -> Tensor:
-        cell = (self.spec.pixels // self.spec.latent_size) ** 2  # in pixels
+        cell = self.spec.vae_factor**2  # in pixels
         return torch.cat([self.base.decode(some) for (some,) in few(PIXELS // cell, latents)])
 
 

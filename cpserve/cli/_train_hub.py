@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Learner:
-    """The adapter that learns: its name here, its newest manifest, and where on the Hub it came from and goes to."""
+    """The adapter that learns: its name here, its newest manifest, and where on the Hub it goes to."""
 
     name: str
     newest: Manifest | None
-    hub: Ref | None = None
     back_to: Ref | None = None
 
     @property
@@ -63,11 +62,11 @@ def learner(
     beside = Ref(f"{hub.name.partition('/')[0]}/{fork}", hub=True) if fork else hub
     back_to = beside if push else None
     if dry_run:
-        return Learner(name or hub.local_name, common.store.version(hub).manifest, hub, back_to)
+        return Learner(name or hub.local_name, common.store.version(hub).manifest, back_to)
     pulled = common.store.pull(hub, name, for_training=True).version
     for number in {concept.since for concept in pulled.manifest.concepts} if past else ():
         common.store.pull(Ref(hub.name, f"v{number}", hub=True), pulled.name)
-    return Learner(pulled.name, common.store.version(pulled.name).manifest, hub, back_to)
+    return Learner(pulled.name, common.store.version(pulled.name).manifest, back_to)
 
 
 def hub_training_options(verb: Callable[..., None]) -> Callable[..., None]:

@@ -198,7 +198,10 @@ def test_a_huge_central_directory_is_not_read(tmp_path):
 def test_clutter_does_not_count(tmp_path):
     """What macOS and Windows leave behind is ignored, not counted, never opened."""
     clutter = [(f"__MACOSX/._{i}.png", b"x") for i in range(20)]
-    path = pack(tmp_path / "x.zip", [("a.png", PNG), *clutter, ("d/.DS_Store", b""), ("Thumbs.db", b""), ("d/", b"")])
+    path = pack(
+        tmp_path / "x.zip",
+        [("a.png", PNG), *clutter, ("d/.DS_Store", b""), ("Thumbs.db", b""), ("Desktop.ini", b""), ("d/", b"")],
+    )
     assert refusals(path, entries=1) == {}
 
 

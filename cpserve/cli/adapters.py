@@ -13,6 +13,8 @@ from cpserve.cli._common import Common, common_options, examples, hub_options
 from cpserve.cli._show import emit, note, pairs, table
 from cpserve.errors import printable
 
+FEW = 6  # concepts named in a row
+
 if TYPE_CHECKING:
     from cpserve.manifest import Manifest
 
@@ -152,7 +154,9 @@ def checkout(common: Common, ref: str, folder: Path, for_training: bool) -> None
 
 
 def _names(manifest: Manifest) -> str:
-    return ", ".join(c.name for c in manifest.concepts)
+    """All concepts, or of more than a line takes the first, the last, and how many there are."""
+    names = [c.name for c in manifest.concepts]
+    return ", ".join(names) if len(names) <= FEW else f"{', '.join(names[: FEW - 2])}, ... {names[-1]} ({len(names)})"
 
 
 def _summary(name: str, manifest: Manifest) -> dict[str, Any]:

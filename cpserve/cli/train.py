@@ -182,6 +182,8 @@ def train(
     common.set_threads()
     of_adapter = who.newest.base.id if who.newest else BASE
     plan = _Plan(concepts, who.name, who.head, who.known, settings, base or of_adapter)
+    if plan.base != BASE and settings.factor_rate == type(settings)().factor_rate:
+        note(f"the defaults of rates and steps were chosen on {BASE}; for {plan.base} set your own with --config")
     if dry_run:
         emit(plan.json(), plan.text(), as_json=common.json)
         return

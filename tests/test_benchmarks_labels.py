@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,6 +15,7 @@ from PIL import Image
 
 from benchmarks.error_tables import Labels, Levers, Published, calibration_error, found_at, interval
 from benchmarks.label_table import average, difference
+from benchmarks.timing import kept_lines
 from cpserve.recognition import Judging
 
 PLAN = Published(first=4, total=12, keep=2)
@@ -95,3 +99,19 @@ def test_an_average_is_of_numbers_at_any_depth() -> None:
         "a": [2, {"b": 3}],
         "c": "x",
     }
+
+
+def test_seconds_are_of_one_processor(tmp_path: Path) -> None:
+    """The last line's: those of another one stand, and are in no mean with it."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("efficientnet_lite_pytorch")
+    labels = pytest.importorskip("benchmarks.labels")
+    for name in labels.LINES:
+        shutil.copy(labels.RESULTS / f"{name}.jsonl", tmp_path)
+    last = [line for line in kept_lines("seconds") if line["precision"] == "float32"][-1]
+    for seed, seconds in ((0, 1.0), (1, 3.0)):
+        alone = dict.fromkeys(last["seconds_alone"], seconds)
+        line = last | {"seeds": [seed], "processor": "another", "seconds_alone": alone}
+        with (tmp_path / "seconds.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    assert labels.found(tmp_path)["seconds_alone"] == dict.fromkeys(last["seconds_alone"], 2.0)

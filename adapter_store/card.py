@@ -16,7 +16,7 @@ _SNIPPET = """\
 ```python
 {imports}from diffusers import DiffusionPipeline
 
-R = "."  # this folder, or on the Hub the name of this repository, and below its revision="v{version}"
+R = "."  # this folder; or the name of this repository on the Hub, with revision="vN" below for one version
 pipe = DiffusionPipeline.from_pretrained({base}, safety_checker=None)
 pipe.load_lora_weights(R, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
 {embeddings}pipe("{prompt}").images[0]
@@ -66,9 +66,7 @@ def render_card(manifest: Manifest, name: str, paths: Collection[str] = ()) -> s
             "from importlib.resources import files\n\n",
             f'files("cpserve") / "models/{base[len(_BUILTIN) :]}"',
         )
-    snippet = _SNIPPET.format(
-        imports=imports, base=where, version=manifest.version, embeddings="".join(loads), prompt=prompt
-    )
+    snippet = _SNIPPET.format(imports=imports, base=where, embeddings="".join(loads), prompt=prompt)
     parts += ["", "## Use it with diffusers", "", snippet, ""]
     if MATRIX in paths:
         parts += [_MATRIX]

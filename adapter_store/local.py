@@ -213,26 +213,36 @@ class LocalStore:
             temporary.replace(path)
         sync_folder(path.parent)
 
-    def delete(self, name: str) -> int:
-        """Delete an adapter, the newest version first, so that a kill leaves a shorter one that is whole; how many there were."""
-        folder = self.layout.adapter(name)
+    def delete(self, name: str) -> tuple[int, int]:
+        """Delete an adapter and what no other one refers to; how many versions and bytes those were.
+
+        Contents go first and their names last, so that after a kill it is there to be deleted again.
+
+        Raises:
+            IntegrityError: another adapter is damaged; nothing was deleted.
+            StoreError: the adapter's folder is a link, or the system refuses.
+        """
+        folder, layout, freed = self.layout.adapter(name), self.layout, 0
+        if folder.is_symlink():
+            raise StoreError(f"{folder} is a link", hint="delete it and what it leads to yourself")
         with self.held():
-            head = self.head(name)
-            shutil.rmtree(self.layout.aliases(name), ignore_errors=True)
-            for number in range(head, 0, -1):
-                self.layout.version(name, number).unlink()
+            head, needed = self.head(name), self.needed(without=name)
+            for path in (each for place in (layout.blobs, layout.tmp) if place.is_dir() for each in place.iterdir()):
+                if path not in needed:
+                    freed += path.stat().st_size
+                    path.unlink()
             shutil.rmtree(folder)
             sync_folder(folder.parent)
-        return head
+        return head, freed
 
-    def needed(self) -> set[Path]:
-        """Every file that some version refers to.
+    def needed(self, without: str = "") -> set[Path]:
+        """Every file that some version of an adapter refers to, but for those `without`.
 
         Raises:
             IntegrityError: a version is damaged.
         """
         found: set[Path] = set()
-        for name in self.names():
+        for name in (each for each in self.names() if each != without):
             for number in range(1, self.head(name) + 1):
                 version = self.version(name, number)
                 found |= {self.layout.blob(entry.sha256) for entry in version.manifest.files}

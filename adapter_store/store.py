@@ -139,20 +139,16 @@ class Store:
         version = self.version(ref)
         return self._hub.repeat(version) if version.commit else self._local.repeat(version)
 
-    def delete(self, name: str) -> int:
-        """Delete an adapter that is here, with all its versions and aliases; how many versions those were.
-
-        What only these hold is then in vain, and goes with `plan_gc`.
+    def delete(self, name: str) -> tuple[int, int]:
+        """Delete an adapter that is here, and what no other one shares; how many versions and bytes those were.
 
         Raises:
             RefError: there is no adapter of that name here.
-            StoreError: the system refuses.
+            IntegrityError: another adapter is damaged, so that what it shares is not known; nothing was deleted.
+            StoreError: the system refuses. Said again, it goes on where it was.
         """
-        if _repo(name):
-            raise StoreError(
-                f"{name} is not on this machine", hint="on the Hub a repository is deleted in its settings"
-            )
-        self._existing_head(name)
+        if not self._local.layout.adapter(name).exists():
+            self._existing_head(name)
         return self._local.delete(name)
 
     def verify(self, name: str | None = None) -> list[Problem]:

@@ -50,7 +50,7 @@ def code() -> str:
 @cache
 def on() -> dict[str, str]:
     """What seconds depend on beside: the processor, and a hash of the code that runs graphs on it."""
-    engines, here = sorted((ROOT / "cpserve" / "engines").glob("*.py")), machine()
+    engines, here = [*sorted((ROOT / "cpserve" / "engines").glob("*.py")), ROOT / "export" / "target.py"], machine()
     return {
         "processor": f"{here['cpu']}, {here['isa']}",
         "engines": hashlib.sha256(b"".join(p.read_bytes() for p in engines)).hexdigest()[:12],
@@ -245,7 +245,7 @@ def part_timing(work: Work) -> dict[str, float]:
         rivals[f"reference {engine.kind}"] = partial(_published, labels, asked.published, turns[0])
         rivals[f"ours {engine.kind}"] = partial(_classify, engine, adapter, closed, turns[1])
     depends = {"judging": asdict(closed), "code": code(), "plan": asdict(asked.published), "rounds": asked.rounds}
-    depends |= {"alone": ALONE}
+    depends |= {"alone": ALONE, **on()}
     folder = work.folder("timing", adapter=adapter.content_hash, engines=[how(e) for e in engines], **depends)
     took = once(folder / "seconds.json", lambda: medians(interleaved(rivals, asked.rounds)))
     return {name: seconds / (ALONE if name.startswith("ours") else 1) for name, seconds in took.items()}

@@ -29,7 +29,7 @@ def ratios(reference: dict[str, Any], mine: dict[str, Any], alone: dict[str, flo
 
 def together(lines: Sequence[dict[str, Any]], alone: dict[str, float]) -> dict[str, Any]:
     """Several seeds' lines as one: means, but for what has to be taken over all pictures at once; `alone`: seconds of one."""
-    whole: dict[str, Any] = average(lines) | {"seconds_alone": alone}
+    whole: dict[str, Any] = average(lines) | {"seconds_alone": alone, "seeds_together": len(lines)}
     truth, theirs, mine = (np.concatenate([x["labels"][k] for x in lines]) for k in ("truth", "reference", "ours"))
     sure, was_right = (np.concatenate([x["none"][k] for x in lines]) for k in ("sure", "right"))
     whole["difference"] = difference(truth, mine, theirs)
@@ -70,7 +70,8 @@ def table(line: dict[str, Any]) -> str:
     said = (
         f"Difference in accuracy {off['mean']:+.1%} (95 % interval {low:+.1%} to {high:+.1%}, by concepts {least:+.1%} to"
         f" {most:+.1%}) at 1/{times['evaluations']:g} of the evaluations and 1/{times['seconds_alone']:g} of the time"
-        f" (1/{times['seconds_alone_both_eager']:g} both on eager). The threshold has {none[found]['false_alarms']:.1%} false"
+        f" (1/{times['seconds_alone_both_eager']:g} both on eager; {line['timed']['processor']}, {line['timed']['seeds']} of the"
+        f" {line['seeds_together']} seeds). The threshold has {none[found]['false_alarms']:.1%} false"
         f' alarms. With "none of these": {none["accuracy"]:.1%} of the known right, {usual["false_alarms"]:.1%} false alarms,'
         f" {usual['found']:.1%} of the others found, {none['evaluations']:g} evaluations and {none['seconds_in_bulk']:.3g} s each,"
         f" expected calibration error {none['calibration_error']:.3f} ({none['calibration_error_of_known']:.3f} of the known)."

@@ -18,7 +18,7 @@ are judged from one table of errors. Beside ours: Lite0's nearest class mean.
 Everything learned and measured is kept in `--work` by what it depends on (base, settings, seed, labels, code that judges): a
 killed run goes on where it was, and two terminals share the work (each is then slower, which its seconds in bulk show). What
 the reference says is kept in `results/published.jsonl`, too. Each seed is one line in `results/labels.jsonl`, and one in
-`results/seconds.jsonl` with the seconds of a picture alone, which is the processor's and the engine's: of a seed the last counts.
+`results/seconds.jsonl` with the seconds of a picture alone, which are the processor's and the engine's: those of the last count.
 What levers bring and what more labels cost is measured on the first seed, or those asked for with `--only`, a line each in
 `results/levers.jsonl` and `results/scaling.jsonl`, of which the last counts. A line that stands is not run again.
 
@@ -119,9 +119,12 @@ def found(results: Path, precision: str = Asked.precision) -> dict[str, Any]:
     """
     last = [line for line in kept_lines(NAME, results) if line["precision"] == precision][-1]
     same = {name: [x for x in kept_lines(name, results) if all(x[k] == last[k] for k in KEYS)] for name in LINES}
+    if not same[SECONDS]:
+        sys.exit("no line of seconds goes with the last one of labels: run it with --only seconds")
     seconds = [x for x in same[SECONDS] if all(x[k] == same[SECONDS][-1][k] for k in on())]
+    timed = {"processor": seconds[-1]["processor"], "seeds": len(seconds)}
     extras = {name: same[name][-1][name] for name in ("levers", "scaling") if same[name]}
-    return together(same[NAME], average([x["seconds_alone"] for x in seconds])) | extras
+    return together(same[NAME], average([x["seconds_alone"] for x in seconds])) | extras | {"timed": timed}
 
 
 PARTS: dict[str, Callable[[Work], Any]] = {

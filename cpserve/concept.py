@@ -91,10 +91,6 @@ def inspect_concept(path: Path, *, limits: Limits = LIMITS) -> Report:
     seen: list[Seen] = []
     refusals: list[ConceptError] = []
     hashes: dict[str, tuple[int, int]] = {}
-    try:
-        name_of(path)
-    except RefError as error:
-        refusals.append(ConceptError(f"{path}: {error}", hint=error.hint, entry=path.name, rule=str(error)))
     for finding in examine(path, limits):
         if isinstance(finding, ConceptError):
             refusals.append(finding)

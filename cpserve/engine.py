@@ -130,9 +130,14 @@ class Engine(ABC):
 
 
 def open_engine(
-    base: str = BUILTIN, *, engine: str = "auto", bundle: str | Path | None = None, threads: int | None = None
+    base: str = BUILTIN,
+    *,
+    revision: str | None = None,
+    engine: str = "auto",
+    bundle: str | Path | None = None,
+    threads: int | None = None,
 ) -> Engine:
-    """Open the engine that serves `base`.
+    """Open the engine that serves `base`, on the Hub at a `revision`.
 
     `auto` takes what the bundle was made for where one is given, else torch ("eager"): the same call opens the same engine
     everywhere. All but "openvino" run on the GPU where torch finds one; `CUDA_VISIBLE_DEVICES=` hides it. `threads` is how
@@ -147,7 +152,7 @@ def open_engine(
     if engine in {"eager", "compile"} or (engine == "auto" and bundle is None):
         from cpserve.engines.eager import CompileEngine, EagerEngine
 
-        model = load_base(base).to(torch_device())
+        model = load_base(base, revision=revision).to(torch_device())
         return CompileEngine(model) if engine == "compile" else EagerEngine(model)
     if bundle is None:
         raise EngineError(

@@ -17,7 +17,7 @@ from cpserve.base import BaseModel
 from cpserve.concept import Concept
 from cpserve.drawing import Drawing, generate
 from cpserve.engines.eager import EagerEngine
-from cpserve.errors import StoreError, TrainingError
+from cpserve.errors import RefError, StoreError, TrainingError
 from cpserve.manifest import check_name
 from cpserve.png import png
 from cpserve.prompts import Prompt
@@ -114,16 +114,25 @@ def clear_finished(store: Store, adapter: str) -> None:
                 record.delete()
 
 
-def drop_unfinished(store: Store, adapter: str) -> None:
-    """Remove the adapter's unfinished run, if there is one.
+def delete(store: Store, adapter: str) -> tuple[int, int]:
+    """Delete an adapter that is here with what its unfinished run keeps of pictures; how many versions and bytes that were.
 
     Raises:
-        TrainingError: a process is at it.
+        RefError: there is no such adapter and no such run.
+        IntegrityError: another adapter is damaged, so that what it shares is not known; no version was deleted.
+        StoreError: the system refuses. Said again, it goes on where it was.
+        TrainingError: a process is teaching it.
     """
     record = _record(store, adapter)
-    if record.folder.exists():
-        with _alone(record.folder):
-            record.delete()
+    with _alone(record.folder):
+        begun = record.folder.exists()
+        record.delete()
+        try:
+            return store.delete(adapter)
+        except RefError:
+            if begun:
+                return 0, 0
+            raise
 
 
 def _record(store: Store, adapter: str) -> Record:

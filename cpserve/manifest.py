@@ -22,8 +22,8 @@ WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers wants exactly one file
 NEWEST_EMBEDDING = "learned_embeds.safetensors"
 EMBEDDINGS = ("embeddings", "embeddings_2")  # folders: of the first text encoder, of SDXL's second
 _MEANT = {
-    "@": "name the adapter alone, without a version",
-    "/": "on the Hub it is hf://user/name; here a name has no '/'",
+    "@": "leave out '@' and what follows",
+    "/": "leave out '/'; an adapter on the Hub is hf://user/name",
     "": "use up to 64 lower-case letters, digits, '.', '_' or '-', beginning with a letter or a digit",
 }
 """What helps a name with such a sign in it."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from filelock import FileLock
 from PIL import Image
 
 import trainer
@@ -166,9 +167,17 @@ def test_what_is_deleted_is_gone(home: Path, tmp_path: Path) -> None:
     assert store.verify() == []
     told = json.loads(run("adapters", "delete", "pets", "--yes", "--json", "--store", place).stdout)
     assert (told["versions"], store.names(), store.verify()) == (versions, ["others"], [])
-    assert told["files"] > 0
+    assert told["bytes"] > 0
     assert not (place / "runs" / "pets").exists()
+    run("adapters", "delete", "hf://me/pets", "--yes", "--store", place, code=2)
     assert "adapters here: others" in run("adapters", "delete", "pets", "--yes", "--store", place, code=1).stderr
+    (place / "runs" / "begun").mkdir()
+    run("adapters", "delete", "begun", "--yes", "--store", place)
+    assert not (place / "runs" / "begun").exists()
+    with FileLock(place / "runs" / ".others.lock"):
+        said = run("adapters", "delete", "others", "--yes", "--store", place, code=1).stderr
+    assert "another process is teaching" in said
+    assert store.verify() == []
     run("adapters", "delete", "others", "--yes", "--store", place)
     assert not any((place / "blobs").iterdir())
     assert "no adapter" in run("adapters", "list", "--store", place).stdout
@@ -350,11 +359,13 @@ def test_names_and_class_words_go_with_the_concepts_in_order(home: Path, tmp_pat
 
 
 def test_check_shows_what_would_be_refused(tmp_path: Path) -> None:
-    """A refused entry is named with its rule and the exit code is 1, and so is a name; none can speak to the terminal."""
+    """A refused entry is named with its rule and the exit code is 1; a name that needs a --name is remarked on, and none can
+    speak to the terminal.
+    """
     folder = tmp_path / "My Cat"
     folder.mkdir()
     Image.new("RGB", (32, 32)).save(folder / "small.png")
-    assert "'my cat' cannot be a name" in run("check", folder, code=1).stdout
+    assert "'my cat' cannot be a name: rename the file, or train with a --name" in run("check", folder).stderr
     (folder / "\x1b[31mnotes.md").write_text("no picture")
     result = run("check", folder, code=1)
     assert "smaller than 64 px" in result.stdout

@@ -60,11 +60,20 @@ def test_turns_hold_every_row_once(rows: int, fixed: tuple[int, ...], streams: i
         assert len({len(filled(numbers[s], fixed)) for s in cut}) == 1 or not fixed
         assert not fixed or len(filled(numbers[cut[0]], fixed)) in fixed
         if 1 in fixed:
-            assert len(cut) == min(streams, rows - seen) or cut == [slice(seen, rows)]
+            whole = (rows - seen) in fixed and (rows - seen) % streams
+            assert len(cut) == (1 if whole else min(streams, rows - seen))
         if reached := [count for count in fixed if count * len(cut) <= rows - seen]:
             assert cut[0].stop - cut[0].start == reached[-1]
         seen = cut[-1].stop
     assert seen == rows
+
+
+def test_odd_rests_have_all_cores() -> None:
+    """Two streams share what can be shared evenly; of the rest, what is one of the counts is one slice."""
+    lengths = {n: [[s.stop - s.start for s in cut] for cut in turns(n, CPU_ROWS, 2)] for n in (1, 2, 3, 6, 13, 21)}
+    assert lengths == {
+        1: [[1]], 2: [[1, 1]], 3: [[3]], 6: [[3, 3]], 13: [[6, 6], [1]], 21: [[10, 10], [1]],
+    }  # fmt: skip
 
 
 def test_the_precision_asked_for_is_the_one_computed_in(bundle: Path) -> None:

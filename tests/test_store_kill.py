@@ -13,7 +13,7 @@ import time
 import pytest
 
 from adapter_store.store import Store
-from cpserve.errors import StoreError
+from cpserve.errors import IntegrityError, StoreError
 from cpserve.manifest import BaseEntry, Fingerprint, Manifest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="these processes start by fork")
@@ -122,6 +122,47 @@ def test_killed_before_each_of_its_file_operations_an_act_happened_or_did_not(tm
         step += 1
     assert step > 10
     assert head == 2
+
+
+def test_a_killed_delete_is_said_again(tmp_path):
+    """For every single file operation: killed before it, what others share is whole; said twice, nothing else is left."""
+    first = Store(tmp_path / "first" / "home")
+    for number in (1, 2):
+        first.commit("pets", files_of(number), DRAFT, expected_head=number - 1)
+    first.set_alias("pets", "prod", 1)
+    first.commit("others", {"dog": b"dog"}, DRAFT, expected_head=0)
+    shared = {file.sha256 for file in first.version("others").manifest.files} | {
+        first.version("others").pin.manifest_sha256
+    }
+    step, survived = 0, False
+    while not survived:
+        root = tmp_path / str(step)
+        shutil.copytree(tmp_path / "first", root)
+        store = Store(root / "home")
+        process = start(die_at, step, root, lambda store: store.delete("pets"))
+        process.join()
+        survived = process.exitcode == 0
+        assert store.verify("others") == []
+        if (root / "home" / "adapters" / "pets").exists():
+            store.delete("pets")
+        assert store.names() == ["others"]
+        assert {path.name for path in (root / "home" / "blobs").iterdir()} == shared
+        step += 1
+    assert step > 10
+
+
+def test_nothing_is_deleted_while_another_is_damaged(tmp_path):
+    """What that one shares is not known, so all stays as it is until it is mended or deleted itself."""
+    store = Store(tmp_path)
+    store.commit("pets", files_of(1), DRAFT, expected_head=0)
+    others = store.commit("others", {"dog": b"dog"}, DRAFT, expected_head=0)
+    (tmp_path / "blobs" / others.pin.manifest_sha256).write_bytes(b"x")
+    with pytest.raises(IntegrityError, match="others"):
+        store.delete("pets")
+    assert store.verify("pets") == []
+    store.delete("others")
+    assert store.delete("pets")[0] == 1
+    assert not any((tmp_path / "blobs").iterdir())
 
 
 def test_a_killed_checkout_leaves_no_folder_or_all_of_it(tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from cpserve.cli import main as cpserve
-from trainer import Settings
+from trainer import METHODS, Settings
 
 FILE = Path(__file__).parents[1] / "docs" / "cli.md"
 WIDTH = 100
@@ -67,10 +67,9 @@ def settings() -> str:
     rows = []
     for field, words in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr) and isinstance(words.value, ast.Constant):
-            name = ast.unparse(field.target)
-            rows.append(
-                f"| `{name}` | `{json.dumps(getattr(Settings(), name))}` | {inspect.cleandoc(str(words.value.value))} |"
-            )
+            name, meant = ast.unparse(field.target), inspect.cleandoc(str(words.value.value))
+            meant = meant.replace("METHODS", ", ".join(f"`{method}`" for method in METHODS))
+            rows.append(f"| `{name}` | `{json.dumps(getattr(Settings(), name))}` | {meant} |")
     return SETTINGS + "\n".join(row.replace("\n", " ") for row in rows) + "\n"
 
 

@@ -73,18 +73,17 @@ def delete(common: Common, name: str, yes: bool) -> None:
     Also what an unfinished run keeps of its pictures, and whatever else no other adapter refers to. On the Hub a repository is
     deleted in its settings.
     """
-    from cpserve.learning import drop_unfinished
+    if name.startswith("hf://"):
+        raise click.UsageError("what is on the Hub is deleted there, in the repository's settings")
+    from cpserve.learning import delete as delete_all
 
     store = common.store
+    head = store.head(name)
     if not yes:
-        newest = store.version(name)
-        knows = ", ".join(c.name for c in newest.manifest.concepts) or "no concept"
-        click.confirm(f"delete {newest} and all before it, which knows {knows}?", abort=True, err=True)
-    drop_unfinished(store, name)
-    versions, files = store.delete(name), store.plan_gc().execute()
-    freed = sum(each.bytes for each in files)
-    text = f"deleted {name}: {versions} versions, {len(files)} files, {freed / MIB:,.1f} MiB"
-    emit({"deleted": name, "versions": versions, "files": len(files), "bytes": freed}, text, as_json=common.json)
+        click.confirm(f"delete {name} with its {head} versions?", abort=True, err=True)
+    versions, freed = delete_all(store, name)
+    value = {"deleted": name, "versions": versions, "bytes": freed}
+    emit(value, f"deleted {name}: {versions} versions, {freed / MIB:,.1f} MiB", as_json=common.json)
 
 
 @click.command(epilog=examples("cpserve eval pets --out measured", "cpserve adapters annotate pets measured"))

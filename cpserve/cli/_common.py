@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cpserve.adapter import Adapter
     from cpserve.base import BaseModel
     from cpserve.engine import Engine
+    from cpserve.manifest import Manifest
 
 BASE = "builtin:emoji64"
 ENGINES = (
@@ -135,17 +136,29 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def open_base(common: Common, base: str | None) -> BaseModel:
+def open_base(common: Common, base: str | None, revision: str | None = None) -> BaseModel:
     """Load the base model asked for."""
     common.set_threads()
     from cpserve.base import load_base
 
-    return load_base(base or BASE)
+    return load_base(base or BASE, revision=revision)
 
 
-def base_of(common: Common, refs: Sequence[str]) -> str:
-    """The base model that adapters were learned on: the first one's, since all have to fit it."""
-    return common.store.version(refs[0]).manifest.base.id if refs else BASE
+def base_of(ref: str, manifest: Manifest) -> tuple[str, str | None]:
+    """The base model that an adapter was learned on, and its commit on the Hub.
+
+    Raises:
+        AdapterError: it is a folder that is not here, or the adapter is a stranger's, who is not to choose what is fetched.
+    """
+    from cpserve.errors import AdapterError
+
+    base = manifest.base
+    if base.id != BASE and (ref.startswith("hf://") or not (base.commit or Path(base.id).exists())):
+        raise AdapterError(
+            f"{ref} was learned on {base.id}, a base that is only taken when you name it",
+            hint=f"add --base {base.id}",
+        )
+    return base.id, base.commit
 
 
 def open_for(common: Common, engine: str, bundle: Path | None, base: str | None, refs: Sequence[str]) -> Engine:
@@ -156,8 +169,10 @@ def open_for(common: Common, engine: str, bundle: Path | None, base: str | None,
     common.set_threads()
     from cpserve.engine import open_engine
 
-    of_adapters = BASE if bundle else base_of(common, refs)
-    return open_engine(base or of_adapters, engine=engine, bundle=bundle, threads=common.threads)
+    source, revision = base or BASE, None
+    if refs and not (base or bundle):
+        source, revision = base_of(refs[0], common.store.version(refs[0]).manifest)
+    return open_engine(source, revision=revision, engine=engine, bundle=bundle, threads=common.threads)
 
 
 def read_adapters(common: Common, engine: Engine, refs: Sequence[str]) -> dict[str, tuple[str, Adapter]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cpserve.cli._common import Common, common_options, examples
-from cpserve.cli._show import emit, table
+from cpserve.cli._show import emit, note, table
 
 
 @click.command(epilog=examples("cpserve check dog.zip", "cpserve check photos/ --json"))
@@ -20,8 +20,13 @@ def check(ctx: click.Context, common: Common, path: Path) -> None:
 
     Exit 1 if it would refuse anything.
     """
-    from cpserve.concept import inspect_concept
+    from cpserve.concept import inspect_concept, name_of
+    from cpserve.errors import RefError
 
+    try:
+        name_of(path)
+    except RefError as error:
+        note(f"{error}: {error.hint}")
     report = inspect_concept(path)
     value = {
         "pictures": [asdict(seen) for seen in report.seen],

@@ -192,14 +192,18 @@ def _warn(engine: Engine, adapter: Adapter, judging: Judging) -> None:
         note(f"how sure answers are was fitted on {BUILTIN}; on {base} it is a guess")
 
 
+def _how(engine: Engine) -> str:
+    """What answers may depend on beside adapter and base."""
+    return " ".join(filter(None, [engine.kind, engine.precision, "slopes" if engine.slopes else "", engine.merged]))
+
+
 def _table(out: Path | None, name: str, adapter: Adapter, engine: Engine, judging: Judging) -> LabelTable | None:
     from cpserve.recognition import labels_of
 
     if not out:
         return None
     weights, labels = engine.spec.entry.fingerprint.weights, tuple(labels_of(adapter, judging))
-    how = " ".join([engine.kind, engine.precision, *(["slopes"] if engine.slopes else []), engine.merged]).strip()
-    return LabelTable(Path(realpath(out)), name, adapter.content_hash[:12], weights[:12], how, judging, labels)
+    return LabelTable(Path(realpath(out)), name, adapter.content_hash[:12], weights[:12], _how(engine), judging, labels)
 
 
 def _begun(labels: LabelTable | None, *, resume: bool) -> AbstractContextManager[dict[str, Answer]]:
@@ -229,7 +233,14 @@ def _explain(
     from cpserve.explanation import difference, explained
 
     others = [label for label in answer.probabilities if label != answer.label]
-    made_by = {"picture": where, "label": answer.label, "adapter": adapter.content_hash, "judging": judging}
+    made_by = {
+        "picture": where,
+        "label": answer.label,
+        "adapter": adapter.content_hash,
+        "base": engine.spec.entry.fingerprint.weights,
+        "engine": _how(engine),
+        "judging": judging,
+    }
     if others and not saved(folder, Path(where).stem, made_by):  # by a run that was stopped
         second = max(others, key=answer.probabilities.__getitem__)
         cells = difference(engine, picture.image, adapter, (answer.label, second), judging)

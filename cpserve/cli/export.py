@@ -74,7 +74,7 @@ class _List(click.ParamType[Any]):
     "--batch",
     type=_List("N", ":"),
     help="Row counts to compile; calls of others are put together from these.  "
-    "[default: 1 to 32 by doubling, for CPUs some between; 2 for a large base]",
+    "[default: OpenVINO 1:2:3:4:6:8:10:12:16, TensorRT 1:2:4:8:16:32; 2 for a large base]",
 )
 @click.option(
     "--sizes", type=_List("PX", ","), help="Sides of pictures in pixels to compile.  [default: the base's own]"

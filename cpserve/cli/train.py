@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpserve.cli._border import when_stopped
-from cpserve.cli._common import BASE, Common, adapters_base_option, common_options, examples, hub_options, open_base
+from cpserve.cli._common import (
+    BASE,
+    Common,
+    adapters_base_option,
+    base_of,
+    common_options,
+    examples,
+    hub_options,
+    open_base,
+)
 from cpserve.cli._show import emit, note, pairs, reporting, table
 from cpserve.cli._train_hub import hub_training_options, learner
 
@@ -45,6 +54,7 @@ class _Plan:
     known: Sequence[str]
     settings: Settings
     base: str
+    revision: str | None
 
     @property
     def rows(self) -> int:
@@ -180,8 +190,10 @@ def train(
     ]
     _check_names(concepts, [] if resume else who.known)
     common.set_threads()
-    of_adapter = who.newest.base.id if who.newest else BASE
-    plan = _Plan(concepts, who.name, who.head, who.known, settings, base or of_adapter)
+    source, revision = base or BASE, None
+    if who.newest and not base:
+        source, revision = base_of(adapter, who.newest)
+    plan = _Plan(concepts, who.name, who.head, who.known, settings, source, revision)
     if plan.base != BASE and settings.factor_rate == type(settings)().factor_rate:
         note(f"the defaults of rates and steps were chosen on {BASE}; for {plan.base} set your own with --config")
     if dry_run:
@@ -225,7 +237,7 @@ def _learn(common: Common, plan: _Plan, *, resume: bool, restart: bool) -> list[
 
     kept = "what was learned so far is kept; to go on, add --resume to the same command"
     with reporting() as report, when_stopped(kept):
-        base = open_base(common, plan.base).to(torch_device())
+        base = open_base(common, plan.base, plan.revision).to(torch_device())
         return learn(
             base,
             plan.concepts,

@@ -245,7 +245,7 @@ def part_timing(work: Work) -> dict[str, float]:
         rivals[f"reference {engine.kind}"] = partial(_published, labels, asked.published, turns[0])
         rivals[f"ours {engine.kind}"] = partial(_classify, engine, adapter, closed, turns[1])
     depends = {"judging": asdict(closed), "code": code(), "plan": asdict(asked.published), "rounds": asked.rounds}
-    depends |= {"alone": ALONE, **on()}
+    depends |= {"alone": ALONE, "on": on()}
     folder = work.folder("timing", adapter=adapter.content_hash, engines=[how(e) for e in engines], **depends)
     took = once(folder / "seconds.json", lambda: medians(interleaved(rivals, asked.rounds)))
     return {name: seconds / (ALONE if name.startswith("ours") else 1) for name, seconds in took.items()}

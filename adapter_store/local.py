@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,28 +211,6 @@ class LocalStore:
         with staged(self.layout.tmp, Left(origin, tuple(absent)).dump()) as temporary:
             temporary.replace(path)
         sync_folder(path.parent)
-
-    def delete(self, name: str) -> tuple[int, int]:
-        """Delete an adapter and what no other one refers to; how many versions and bytes those were.
-
-        Contents go first and their names last, so that after a kill it is there to be deleted again.
-
-        Raises:
-            IntegrityError: another adapter is damaged; nothing was deleted.
-            StoreError: the adapter's folder is a link, or the system refuses.
-        """
-        folder, layout, freed = self.layout.adapter(name), self.layout, 0
-        if folder.is_symlink():
-            raise StoreError(f"{folder} is a link", hint="delete it and what it leads to yourself")
-        with self.held():
-            head, needed = self.head(name), self.needed(without=name)
-            for path in (each for place in (layout.blobs, layout.tmp) if place.is_dir() for each in place.iterdir()):
-                if path not in needed:
-                    freed += path.stat().st_size
-                    path.unlink()
-            shutil.rmtree(folder)
-            sync_folder(folder.parent)
-        return head, freed
 
     def needed(self, without: str = "") -> set[Path]:
         """Every file that some version of an adapter refers to, but for those `without`.

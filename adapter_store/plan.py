@@ -1,14 +1,16 @@
-"""What the local store holds in vain: first a plan, to be looked at, then exactly that is done."""
+"""What leaves the local store: what it holds in vain, first as a plan to be looked at, and an adapter that is deleted."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter_store.atomic import STALE_S
+from adapter_store.atomic import STALE_S, sync_folder
 from adapter_store.local import LocalStore
+from cpserve.errors import StoreError
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,29 @@ def plan_gc(store: LocalStore) -> GcPlan:
         needed = store.needed()
         found = [Garbage(path, path.stat().st_size, what) for path, what in _candidates(store) if path not in needed]
     return GcPlan(store, tuple(sorted(found, key=lambda each: each.path)))
+
+
+def delete(store: LocalStore, name: str) -> tuple[int, int]:
+    """Delete an adapter and what no other one refers to; how many versions and bytes those were.
+
+    Contents go first and their names last, so that after a kill it is there to be deleted again.
+
+    Raises:
+        IntegrityError: another adapter is damaged; nothing was deleted.
+        StoreError: the adapter's folder is a link, or the system refuses.
+    """
+    layout, folder, freed = store.layout, store.layout.adapter(name), 0
+    if folder.is_symlink():
+        raise StoreError(f"{folder} is a link", hint="delete it and what it leads to yourself")
+    with store.held():
+        head, needed = store.head(name), store.needed(without=name)
+        for path in (each for place in (layout.blobs, layout.tmp) if place.is_dir() for each in place.iterdir()):
+            if path not in needed:
+                freed += path.stat().st_size
+                path.unlink()
+        shutil.rmtree(folder)
+        sync_folder(folder.parent)
+    return head, freed
 
 
 def _candidates(store: LocalStore) -> Iterator[tuple[Path, str]]:

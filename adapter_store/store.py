@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from adapter_store.checkout import checkout
 from adapter_store.local import LocalStore
-from adapter_store.plan import Garbage, GcPlan, plan_gc
+from adapter_store.plan import Garbage, GcPlan, delete, plan_gc
 from adapter_store.ref import Ref
 from adapter_store.verify import Problem, problems
 from adapter_store.version import Version
@@ -149,7 +149,7 @@ class Store:
         """
         if not self._local.layout.adapter(name).exists():
             self._existing_head(name)
-        return self._local.delete(name)
+        return delete(self._local, name)
 
     def verify(self, name: str | None = None) -> list[Problem]:
         """Read everything of one adapter, or of all that are here, and tell what is damaged; empty means whole.

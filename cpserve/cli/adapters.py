@@ -13,10 +13,10 @@ from cpserve.cli._common import Common, common_options, examples, hub_options
 from cpserve.cli._show import emit, note, pairs, table
 from cpserve.errors import printable
 
-FEW = 6  # concepts named in a row
-
 if TYPE_CHECKING:
     from cpserve.manifest import Manifest
+
+FEW = 6  # concepts named in a row
 
 
 @click.group(

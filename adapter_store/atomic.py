@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,6 @@ from pathlib import Path
 from cpserve.errors import StoreError
 
 LOCK_TIMEOUT_S = 60.0
-STALE_S = 3600.0  # a temporary file this old has lost its writer
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -71,10 +69,9 @@ def staged(folder: Path, data: bytes) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes left more than `STALE_S` ago."""
+    """Remove the temporary files of processes that were killed; whoever writes holds the lock that the caller holds."""
     for path in folder.iterdir():
-        if time.time() - path.stat().st_mtime > STALE_S:
-            path.unlink()
+        path.unlink()
 
 
 def make_folder(path: Path) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from adapter_store.tensors import Array, parse_arrays
+from adapter_store.foreign import read_lora
+from adapter_store.tensors import Array
 from adapter_store.version import Version
+from cpserve.errors import AdapterError
 from cpserve.manifest import WEIGHTS
 
-A, B = ".lora_A.weight", ".lora_B.weight"
 Change = tuple[Any, Any]
 
 
@@ -35,7 +36,7 @@ def diff(before: Version, after: Version) -> Diff:
     """Compare two versions, from anywhere.
 
     Raises:
-        AdapterError: weights are no safetensors file.
+        AdapterError: weights are no LoRA, or the two were learned on bases of other shapes.
         IntegrityError: weights are damaged.
         StoreError: weights are not here.
     """
@@ -46,7 +47,7 @@ def diff(before: Version, after: Version) -> Diff:
         settings=_changes(*settings),
         scores=_changes(old.metrics, new.metrics),
         files=_changes(*({f.path: f.sha256 for f in m.files} for m in (old, new))),
-        layers=_moves(_factors(before), _factors(after)),
+        layers=_moves(before, after),
     )
 
 
@@ -54,21 +55,19 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Change
     return {k: (old.get(k), new.get(k)) for k in sorted({*old, *new}) if old.get(k) != new.get(k)}
 
 
-def _factors(version: Version) -> dict[str, tuple[Array, Array]]:
+def _factors(version: Version) -> Mapping[str, tuple[Array, Array]]:
     """By layer, the factors `A [r,d]` and `B [C,r]`."""
-    if WEIGHTS not in version.paths():
-        return {}
-    tensors = parse_arrays(f"{version}: {WEIGHTS}", version.read(WEIGHTS))
-    names = [name.removesuffix(A) for name in tensors if name.endswith(A) and name.removesuffix(A) + B in tensors]
-    return {name: (tensors[name + A], tensors[name + B]) for name in names}
+    return read_lora(f"{version}: {WEIGHTS}", version.read(WEIGHTS)).modules if WEIGHTS in version.paths() else {}
 
 
-def _moves(
-    old: Mapping[str, tuple[Array, Array]], new: Mapping[str, tuple[Array, Array]]
-) -> dict[str, tuple[float, float, float]]:
-    moves = {}
+def _moves(before: Version, after: Version) -> dict[str, tuple[float, float, float]]:
+    moves, old, new = {}, _factors(before), _factors(after)
     for layer in sorted({*old, *new}):
         pairs = [each for each in (old.get(layer), new.get(layer)) if each]
+        if len({(a.shape[1:], len(b)) for a, b in pairs}) > 1:
+            raise AdapterError(
+                f"{before} and {after} were learned on bases of other shapes", hint="compare versions of one adapter"
+            )
         same = len(pairs) == 2 and all(np.array_equal(x, y) for x, y in zip(*pairs, strict=True))
         signed = [(a, -b if each is old.get(layer) else b) for each in pairs for a, b in [each]]
         norms = [product_norm([each[layer]]) if layer in each else 0.0 for each in (old, new)]

@@ -79,11 +79,6 @@ ROWS = (
         RefError,
     ),
     Row(
-        lambda error: "xet" in str(error).lower(),
-        "{endpoint} does not take uploads by Xet",
-        "set HF_HUB_DISABLE_XET=1 and run the same command again",
-    ),
-    Row(
         _answers(403),
         "the token may not do this to {repo}",
         "use a token that may write there: HF_TOKEN or --token-file",
@@ -117,6 +112,11 @@ ROWS = (
         lambda error: status(error) == 0 and isinstance(error, TRANSPORT),
         "{endpoint} cannot be reached or broke off",
         "check the network, and HF_ENDPOINT or --endpoint; then run the same command again",
+    ),
+    Row(
+        lambda error: "xet-write-token" in str(error) and "404" in str(error),
+        "{endpoint} does not take uploads by Xet",
+        "set HF_HUB_DISABLE_XET=1 and run the same command again",
     ),
     Row(
         _is(Exception),

@@ -18,7 +18,6 @@ from cpserve.manifest import FILE_NAME, check_name
 CARD = "README.md"
 MANIFEST = FILE_NAME
 TRAINING = "training"
-SAMPLES = "samples"
 EVALUATION = "evaluation/evaluation.json"  # what was measured of the version, where it was
 MATRIX = "evaluation/forgetting.png"
 

@@ -17,7 +17,7 @@ from adapter_store.layout import MANIFEST, LocalLayout, check_paths, is_training
 from adapter_store.partial import Left
 from adapter_store.ref import check_alias
 from adapter_store.version import Version, check_previous, completed, damaged, entries_of, parse, sha256
-from cpserve.errors import RefError, StoreError
+from cpserve.errors import IntegrityError, RefError, StoreError
 from cpserve.manifest import NAME_PATTERN, FileEntry, Manifest, Parent
 
 _VERSION_FILE = re.compile(r"v([1-9][0-9]{0,8})")
@@ -45,16 +45,22 @@ class LocalStore:
         Raises:
             IntegrityError: its record is missing or damaged.
         """
-        pointer = self.layout.version(name, number)
+        pin = self.pinned(name, number)
         try:
-            pin = pointer.read_bytes().decode("ascii")
-            document = self.layout.blob(pin.removesuffix("\n")).read_bytes()
+            document = self.layout.blob(pin).read_bytes()
         except (OSError, ValueError) as error:
-            raise damaged(f"{name}@v{number}", MANIFEST, "is missing or cannot be found by its hash") from error
-        if pin != f"{sha256(document)}\n":
-            raise damaged(f"{name}@v{number}", MANIFEST, "is damaged")
+            raise _lost(name, number, "is missing or cannot be found by its hash") from error
+        if pin != sha256(document):
+            raise _lost(name, number, "is damaged")
         manifest = parse(f"{name}@v{number}", document, number)
         return Version(name, manifest, document, lambda entry: self._read(name, number, entry))
+
+    def pinned(self, name: str, number: int) -> str:
+        """The hash of a version's manifest, which may be damaged itself; empty where there is no such version."""
+        try:
+            return self.layout.version(name, number).read_bytes().decode("ascii", "replace").removesuffix("\n")
+        except OSError:
+            return ""
 
     def chain(self, name: str) -> Iterator[Version]:
         """All versions, newest first, each checked to be the one that its successor follows.
@@ -96,10 +102,10 @@ class LocalStore:
             IntegrityError: a file of the older version is damaged.
             StoreError: the lock is held or the disk is full; nothing is stored.
         """
-        for path in version.paths():
-            version.read(path)
         name = version.name
         with self._writing(name):
+            for path in version.paths():
+                version.read(path)
             return self._append(name, self.head(name), version.manifest.files, version.manifest, {})
 
     def receive(self, name: str, chain: Sequence[Version], contents: Mapping[str, bytes], origin: str) -> Version:
@@ -186,11 +192,12 @@ class LocalStore:
     def _receive(self, name: str, version: Version, contents: Mapping[str, bytes], origin: str) -> None:
         number = version.manifest.version
         pointer, known = self.layout.version(name, number), number <= self.head(name)
-        if known and self.version(name, number).pin != version.pin:
+        if known and self.pinned(name, number) != version.pin.manifest_sha256:
             raise StoreError(
                 f"{name}@v{number} here is another than {version}", hint="keep both: give yours a name with --as NAME"
             )
         if known and not contents:
+            self._keep(version.document, [])
             return
         with self._undone_unless(pointer) as fresh:
             for data in (*contents.values(), version.document):
@@ -226,10 +233,10 @@ class LocalStore:
                 found |= {self.layout.blob(version.pin.manifest_sha256), self.layout.left(name, number)}
         return found
 
-    def holds(self, entry: FileEntry) -> bool:
-        """Whether that content is here and whole."""
-        blob = self.layout.blob(entry.sha256)
-        return blob.is_file() and sha256(blob.read_bytes()) == entry.sha256
+    def holds(self, content: str) -> bool:
+        """Whether the content of that hash is here and whole."""
+        blob = self.layout.blob(content)
+        return blob.is_file() and sha256(blob.read_bytes()) == content
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -290,6 +297,16 @@ class LocalStore:
             temporary.replace(blob)
         if not known:
             fresh.append(blob)
+
+
+def _lost(name: str, number: int, what: str) -> IntegrityError:
+    """A version whose manifest is damaged, so that nobody knows what it is made of."""
+    return IntegrityError(
+        f"{name}@v{number}: {MANIFEST} {what}",
+        hint=f"if it is on the Hub, cpserve adapters pull hf://USER/REPO@v{number} --as {name} mends it; "
+        f"else give it up: cpserve adapters delete {name}",
+        path=MANIFEST,
+    )
 
 
 def _listed(folder: Path) -> list[str]:

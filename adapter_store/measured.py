@@ -27,10 +27,14 @@ Cosine = Annotated[float, Meta(ge=-1, le=1)]
 
 
 class Evaluation(Struct, frozen=True):
-    """The part of `evaluation.json` that is kept; `kept_matrix[j][i]` is concept i under the version with j + 1 concepts."""
+    """The part of `evaluation.json` that is kept: of which version it is, by name and by the hash of its manifest, and what was
+    measured; `kept_matrix[j][i]` is concept i under the version with j + 1 concepts.
+    """
 
+    version: str
+    manifest_sha256: str
     judge: str
-    concepts: tuple[str, ...]
+    concepts: Annotated[tuple[str, ...], Meta(min_length=1)]
     kept_matrix: dict[int, dict[int, Cosine]]
     kept: float | None = None
     alignment: float | None = None
@@ -67,15 +71,15 @@ def annotated(version: Version, path: str, content: bytes) -> tuple[Manifest, di
     """A version's content with what was measured of it: the draft of a new version, and its files.
 
     Raises:
-        AdapterError: `content` is no evaluation, or one of other concepts.
+        AdapterError: `content` is no evaluation, or one of another version.
         IntegrityError: a file of the version is damaged.
         StoreError: one was not pulled.
     """
     read, manifest = read_evaluation(path, content), version.manifest
-    if list(read.concepts) != [concept.name for concept in manifest.concepts]:
+    if read.manifest_sha256 != version.pin.manifest_sha256:
         raise AdapterError(
-            f"{path} measures {plain(', '.join(read.concepts))}, which are not the concepts of {version}",
-            hint=f"measure them: cpserve eval {version}",
+            f"{path} measures {plain(read.version)}, not what {version} is here",
+            hint=f"measure it: cpserve eval {version} --out DIR",
         )
     draft = replace(manifest, metrics={**manifest.metrics, **read.scores})
     files = {path: version.read(path) for path in version.paths()}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter_store.atomic import STALE_S, sync_folder
+from adapter_store.atomic import sync_folder
 from adapter_store.local import LocalStore
 from cpserve.errors import StoreError
 
@@ -86,8 +85,7 @@ def _candidates(store: LocalStore) -> Iterator[tuple[Path, str]]:
     layout = store.layout
     for folder, what in ((layout.blobs, "content of no version"), (layout.tmp, "left by a killed process")):
         for path in folder.iterdir() if folder.is_dir() else ():
-            if folder != layout.tmp or time.time() - path.stat().st_mtime > STALE_S:
-                yield path, what
+            yield path, what
     for name in store.names():
         for path in layout.adapter(name).glob("left/v*"):
             yield path, "record of a pull that was killed"

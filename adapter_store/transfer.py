@@ -37,9 +37,9 @@ def pull(local: LocalStore, hub: HubStore, ref: Ref, name: str, *, for_training:
     number = version.manifest.version
     check_paths(version.paths())
     wanted = [e for e in version.manifest.files if for_training or not is_training_only(e.path)]
-    missing = [e for e in wanted if not local.holds(e)]
-    known = local.head(name) >= number and local.version(name, number).pin == version.pin
-    if known and not missing:
+    missing = [e for e in wanted if not local.holds(e.sha256)]
+    known = local.pinned(name, number) == version.pin.manifest_sha256
+    if known and not missing and local.holds(version.pin.manifest_sha256):
         return Moved(local.version(name, number), (), ())
     check_limits(str(ref), missing, local.root)
     if missing and not hub.client(ref.name).offline:
@@ -54,12 +54,10 @@ def pull(local: LocalStore, hub: HubStore, ref: Ref, name: str, *, for_training:
 
 def _lineage(local: LocalStore, hub: HubStore, repo: str, version: Version, name: str) -> list[Version]:
     """The versions up to this one that are not here, oldest first, after one that is, where there is one."""
-    head = local.head(name)
     found: list[Version] = []
     for each in hub.chain(repo, newest=version):
         found.append(each)
-        number = each.manifest.version
-        if number <= head and local.version(name, number).pin == each.pin:
+        if local.pinned(name, each.manifest.version) == each.pin.manifest_sha256:
             break
     return found[::-1]
 

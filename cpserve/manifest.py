@@ -6,7 +6,6 @@ Does not know tensors (`adapter.py`) or where versions are kept (`adapter_store`
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
@@ -120,11 +119,6 @@ class Manifest(Document, frozen=True, kw_only=True):
     trained_from: Parent | None = None
     files: tuple[FileEntry, ...] = ()
 
-    @property
-    def sha256(self) -> str:
-        """The hash that lineage pins, of a manifest that was written by this schema."""
-        return hashlib.sha256(self.dump()).hexdigest()
-
     @classmethod
     def parse(cls, document: bytes) -> Manifest:
         """Read untrusted bytes, of this schema or an older one.
@@ -134,7 +128,7 @@ class Manifest(Document, frozen=True, kw_only=True):
         """
         try:
             return cls._migrating(document)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AdapterError(
                 f"{FILE_NAME} cannot be read: {plain(error)}",
                 hint="check that the file comes from cpserve, or upgrade cpserve if it was written by a newer one",

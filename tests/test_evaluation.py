@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from adapter_store import Store
 from cpserve.base import BaseModel
 from cpserve.cli import main
 from cpserve.engines.eager import EagerEngine
@@ -97,8 +98,15 @@ def test_the_command_writes_numbers_and_a_picture(tmp_path: Path) -> None:
     assert value["concepts"] == ["cat", "rocket"]
     assert 0 <= value["dc"] <= 1
     assert json.loads((out / "evaluation.json").read_text()) == value
+    version = Store(store).version("default")
+    assert (value["version"], value["manifest_sha256"]) == (str(version), version.pin.manifest_sha256)
     with Image.open(out / "versions.png") as sheet:
         assert sheet.size == (130, 130)
-    nowhere = CliRunner().invoke(main, ["eval", "default", "--store", store, "--pictures", str(tmp_path)])
+    again = CliRunner().invoke(main, asked)
+    assert again.exit_code == 1
+    assert "holds an evaluation already" in again.stderr
+    nowhere = CliRunner().invoke(
+        main, ["eval", "default", "--store", store, "--pictures", str(tmp_path), "--out", str(tmp_path / "none")]
+    )
     assert nowhere.exit_code == 1
     assert "pictures of none of cat, rocket" in nowhere.stderr

@@ -73,6 +73,20 @@ def test_the_story_of_a_repository(home, hub, tmp_path, monkeypatch):
     assert run("verify").stdout == "2 adapters, nothing damaged\n"
 
 
+def test_a_damaged_manifest_hides_one_adapter_until_it_is_pulled_again(home, hub):
+    """Every other one is listed, the sentence names the way out, and that mends it."""
+    learn(home, count=2)
+    learn(home, "cats")
+    home.push("pets", PETS)
+    (home.root / "blobs" / home.version("pets").pin.manifest_sha256).write_bytes(b"half")
+    listed = run("list", code=1)
+    assert "cats" in listed.stdout
+    assert "pets" not in listed.stdout
+    assert "pull hf://USER/REPO@v2 --as pets" in listed.stderr
+    run("pull", f"{PETS}@v2", "--as", "pets")
+    assert run("verify").stdout == "2 adapters, nothing damaged\n"
+
+
 def test_whoever_comes_second_is_told_and_can_fork(home, hub, tmp_path, monkeypatch):
     """The refusal names the commands that go on, and they work as they are printed."""
     learn(home)

@@ -28,6 +28,7 @@ from adapter_store.layout import MATRIX
 from cpserve.adapter import Adapter
 from cpserve.base import BaseModel
 from cpserve.cli import main
+from cpserve.cli.eval import _value as evaluation_value
 from cpserve.cli.eval import _write as write_evaluation
 from cpserve.drawing import Drawing, draw_latents
 from cpserve.engines.eager import EagerEngine
@@ -253,7 +254,7 @@ def test_what_eval_writes_can_be_put_on_a_card(learned: Path, tmp_path: Path) ->
         pictures={0: {0: [picture]}, 1: {0: [picture], 1: [picture]}},
     )
     (tmp_path / "measured").mkdir()
-    write_evaluation(tmp_path / "measured", made, "pixels")
+    write_evaluation(tmp_path / "measured", made, evaluation_value(made, "pixels", store.version("pets")))
     run("adapters", "annotate", "pets", tmp_path / "measured", "--store", store.root)
     version = store.version("pets@v3")
     assert version.manifest.metrics["kept"] == 0.5

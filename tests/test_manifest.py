@@ -59,11 +59,10 @@ manifests = st.builds(
 @LAW
 @given(manifest=manifests)
 def test_a_manifest_is_its_document(manifest):
-    """Any manifest reads back equal from its bytes, and gives the same bytes and hash again."""
+    """Any manifest reads back equal from its bytes, and gives the same bytes again."""
     again = Manifest.parse(manifest.dump())
     assert again == manifest
     assert again.dump() == manifest.dump()
-    assert again.sha256 == manifest.sha256
 
 
 @LAW

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import threading
-import time
 from datetime import datetime
 from unittest import mock
 
@@ -18,6 +17,7 @@ from msgspec.structs import replace
 from adapter_store.atomic import locked
 from adapter_store.layout import check_paths, is_training_only
 from adapter_store.store import Store
+from adapter_store.version import sha256
 from cpserve.errors import IntegrityError, RefError, StoreError
 from cpserve.manifest import SCHEMA, BaseEntry, ConceptEntry, Fingerprint, Manifest, Parent
 
@@ -91,7 +91,7 @@ def test_a_version_gives_back_what_was_committed(store):
     assert (second.manifest.name, second.manifest.version) == ("pets", 2)
     assert [concept.since for concept in second.manifest.concepts] == [1, 2]
     assert first.manifest.previous is None
-    assert second.manifest.previous == first.pin == Parent(version=1, manifest_sha256=first.manifest.sha256)
+    assert second.manifest.previous == first.pin == Parent(version=1, manifest_sha256=sha256(first.manifest.dump()))
     age = datetime.now().astimezone() - datetime.fromisoformat(second.manifest.created)
     assert -2 < age.total_seconds() < 60
     assert second == store.version("pets") == store.version("pets@latest") == store.version("pets@v2")
@@ -129,7 +129,7 @@ def test_the_log_is_newest_first_and_verified(pets):
     """Each manifest pins the one before it."""
     log = pets.log("pets")
     assert [manifest.version for manifest in log] == [3, 2, 1]
-    assert [m.previous.manifest_sha256 for m in log[:2]] == [m.sha256 for m in log[1:]]
+    assert [m.previous.manifest_sha256 for m in log[:2]] == [sha256(m.dump()) for m in log[1:]]
 
 
 def test_a_rollback_is_a_new_version_with_the_old_content(pets, tmp_path):
@@ -292,6 +292,38 @@ def test_storing_the_same_bytes_again_mends_a_damaged_blob(pets, tmp_path):
     assert pets.verify() == []
 
 
+def test_what_is_damaged_while_a_rollback_waits_is_not_stored(pets, tmp_path):
+    """A version is read under the same lock under which it is stored again."""
+    caught = []
+
+    def roll_back():
+        try:
+            pets.rollback("pets@v1")
+        except IntegrityError as error:
+            caught.append(error)
+
+    waiting = threading.Thread(target=roll_back)
+    with locked(tmp_path / "home" / "lock"):
+        waiting.start()
+        waiting.join(0.5)
+        blob_of(tmp_path, pets, 1, "README.md").unlink()
+    waiting.join()
+    assert [error.path for error in caught] == ["README.md"]
+    assert pets.head("pets") == 3
+
+
+def test_a_damaged_manifest_says_how_to_get_rid_of_it(pets, tmp_path):
+    """Whatever needs it names it and two ways out."""
+    flip(tmp_path / "home" / "blobs" / pets.version("pets@v2").pin.manifest_sha256, 1)
+    for ask in (lambda: pets.version("pets@v2"), pets.plan_gc, lambda: pets.log("pets")):
+        with pytest.raises(IntegrityError, match="pets@v2") as caught:
+            ask()
+        assert "pull hf://USER/REPO@v2 --as pets" in caught.value.hint
+        assert "adapters delete pets" in caught.value.hint
+    pets.delete("pets")
+    assert pets.names() == []
+
+
 def test_a_broken_lineage_is_found(pets, tmp_path):
     """A version put in another's place, left out, or renumbered breaks the chain, in the log and in verify."""
     adapter = tmp_path / "home" / "adapters" / "pets"
@@ -379,18 +411,15 @@ def test_a_damaged_alias_is_found_and_harms_no_other(pets, tmp_path):
 
 
 def test_what_desktops_and_killed_processes_leave_is_harmless(pets, tmp_path):
-    """Stray files are ignored; temporary ones older than an hour are swept at the next commit, younger ones are not."""
+    """Stray files are ignored, and temporary ones swept at the next commit."""
     home = tmp_path / "home"
     for stray in (home / "adapters" / ".DS_Store", home / "adapters" / "pets" / ".DS_Store"):
         stray.write_bytes(b"x")
-    old, young = home / "tmp" / "old", home / "tmp" / "young"
-    old.write_bytes(b"half")
-    young.write_bytes(b"half")
-    os.utime(old, (time.time() - 3700,) * 2)
+    (home / "tmp" / "of a killed process").write_bytes(b"half")
     assert pets.names() == ["pets"]
     assert pets.verify() == []
     pets.commit("pets", {}, draft(), expected_head=3)
-    assert names_in(home / "tmp") == {"young"}
+    assert names_in(home / "tmp") == set()
 
 
 @pytest.fixture

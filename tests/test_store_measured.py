@@ -23,6 +23,8 @@ from tests.hubserver.client import hub  # noqa: F401
 from tests.hubserver.content import NAMES, learn
 
 WRITTEN = {
+    "version": "pets@v3",
+    "manifest_sha256": "0" * 64,
     "judge": "pixels",
     "concepts": list(NAMES[:3]),
     "kept": 0.8,
@@ -41,18 +43,30 @@ def annotate(*args, code=0):
     return result
 
 
+def written_of(version):
+    """What `cpserve eval` writes of it."""
+    return WRITTEN | {"version": str(version), "manifest_sha256": version.pin.manifest_sha256}
+
+
 @pytest.fixture
-def folder(tmp_path):
-    """What `cpserve eval --out` leaves."""
+def store(tmp_path):
+    """Three versions of pets."""
+    store = Store(tmp_path / "home")
+    learn(store, count=3)
+    return store
+
+
+@pytest.fixture
+def folder(tmp_path, store):
+    """What `cpserve eval pets --out` leaves."""
     (tmp_path / "measured").mkdir()
-    (tmp_path / "measured" / "evaluation.json").write_text(json.dumps(WRITTEN))
+    (tmp_path / "measured" / "evaluation.json").write_text(json.dumps(written_of(store.version("pets"))))
     return tmp_path / "measured"
 
 
-def test_what_was_measured_is_shown_on_the_card_of_a_new_version(tmp_path, folder):
+def test_what_was_measured_is_shown_on_the_card_of_a_new_version(store, folder):
     """The files are the older version's but for the card, which shows a picture that is there, and the scores."""
-    store = Store(tmp_path / "home")
-    old = learn(store, count=3)
+    old = store.version("pets")
     assert annotate("pets", folder, "--store", store.root).stdout == "pets@v4 is pets@v3 with what was measured of it\n"
     new = store.version("pets")
     assert set(new.paths()) == {*old.paths(), EVALUATION, MATRIX}
@@ -68,10 +82,8 @@ def test_what_was_measured_is_shown_on_the_card_of_a_new_version(tmp_path, folde
     assert store.verify() == []
 
 
-def test_on_the_hub_no_weight_is_sent_again(tmp_path, folder, hub):
+def test_on_the_hub_no_weight_is_sent_again(store, folder, hub):
     """A version there is annotated there, as one commit that brings the card, the picture and the numbers."""
-    store = Store(tmp_path / "home")
-    learn(store, count=3)
     store.push("pets", "hf://me/pets")
     uploads = len(hub.uploaded)
     annotate("hf://me/pets", folder, "--store", store.root)
@@ -81,20 +93,19 @@ def test_on_the_hub_no_weight_is_sent_again(tmp_path, folder, hub):
 
 
 WRONG = {
-    "no JSON": b"{",
-    "nothing": b"{}",
-    "another matrix": json.dumps(WRITTEN | {"kept_matrix": {"0": {"0": 1.0}}}).encode(),
-    "no cosine": json.dumps(WRITTEN | {"kept_matrix": {"0": {"0": 2.0}}}).encode(),
-    "no number": json.dumps(WRITTEN | {"kept": float("nan")}).encode(),
-    "other concepts": json.dumps(WRITTEN | {"concepts": ["dog", "cat", "ox\x1b"]}).encode(),
+    "another matrix": {"kept_matrix": {"0": {"0": 1.0}}},
+    "no cosine": {"kept_matrix": {"0": {"0": 2.0}}},
+    "no number": {"kept": float("nan")},
+    "no concept": {"concepts": [], "kept_matrix": {}},
+    "another version": {"version": "ox\x1b@v3", "manifest_sha256": "0" * 64},
 }
 
 
-@pytest.mark.parametrize("content", WRONG.values(), ids=WRONG)
-def test_what_is_no_evaluation_of_this_version_is_refused(tmp_path, folder, content):
+@pytest.mark.parametrize("content", [b"{", b"{}", *WRONG.values()], ids=["no JSON", "nothing", *WRONG])
+def test_what_is_no_evaluation_of_this_version_is_refused(store, folder, content):
     """In one sentence with the command that makes one, and nothing is stored."""
-    store = Store(tmp_path / "home")
-    learn(store, count=3)
+    if isinstance(content, dict):
+        content = json.dumps(written_of(store.version("pets")) | content).encode()
     (folder / "evaluation.json").write_bytes(content)
     refused = annotate("pets", folder, "--store", store.root, code=1)
     assert "cpserve eval" in refused.stderr
@@ -103,10 +114,15 @@ def test_what_is_no_evaluation_of_this_version_is_refused(tmp_path, folder, cont
     assert store.head("pets") == 3
 
 
-def test_a_folder_without_an_evaluation_is_refused(tmp_path):
+def test_what_was_measured_before_the_last_change_is_refused(store, folder):
+    """The same concepts learned by another method, or one version later, were not measured."""
+    annotate("pets", folder, "--store", store.root)
+    assert "pets@v3, not what pets@v4 is" in annotate("pets", folder, "--store", store.root, code=1).stderr
+
+
+def test_a_folder_without_an_evaluation_is_refused(store, tmp_path):
     """The file is named."""
-    learn(Store(tmp_path / "home"))
-    assert "evaluation.json cannot be read" in annotate("pets", tmp_path, "--store", tmp_path / "home", code=1).stderr
+    assert "evaluation.json cannot be read" in annotate("pets", tmp_path, "--store", store.root, code=1).stderr
 
 
 @settings(max_examples=50, derandomize=True, deadline=None)
@@ -117,7 +133,7 @@ def test_a_folder_without_an_evaluation_is_refused(tmp_path):
 def test_any_matrix_can_be_drawn(names, value):
     """Whatever the names and numbers."""
     matrix = {str(j): {str(i): value for i in range(j + 1)} for j in range(len(names))}
-    written = {"judge": "x", "concepts": names, "kept_matrix": matrix}
+    written = WRITTEN | {"concepts": names, "kept_matrix": matrix}
     assert draw_matrix(read_evaluation("x", json.dumps(written).encode())).startswith(b"\x89PNG")
 
 

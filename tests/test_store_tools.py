@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import time
 
 import numpy as np
 import pytest
@@ -68,6 +66,19 @@ def test_diff_of_versions_without_weights_has_no_layers(store):
     assert diff(a, a).layers == {}
 
 
+def test_what_cannot_be_compared_is_refused(store):
+    """Changes of bases of two shapes, and a file that is no LoRA."""
+    tensors = (factors(1, 2), factors(1, 2, d=7), dict([*factors(1, 2).items()][:1]))
+    one, other, half = (
+        store.commit(name, {WEIGHTS: save(t)}, draft(1), expected_head=0)
+        for name, t in zip("abc", tensors, strict=True)
+    )
+    with pytest.raises(AdapterError, match="bases of other shapes"):
+        diff(one, other)
+    with pytest.raises(AdapterError, match="one factor without the other"):
+        diff(one, half)
+
+
 @settings(max_examples=50, derandomize=True, deadline=None)
 @given(seed=st.integers(0, 99), ranks=st.lists(st.integers(1, 9), min_size=1, max_size=3))
 def test_the_norm_of_a_sum_of_products_needs_no_sum(seed, ranks):
@@ -81,11 +92,9 @@ def test_gc_does_exactly_its_plan(store):
     """Only what no version reaches is planned, looking changes nothing, and the plan is what is deleted."""
     learn(store, count=2)
     blobs, temporary = store.root / "blobs", store.root / "tmp"
-    litter = [blobs / ("f" * 64), blobs / "not a hash", temporary / "old"]
+    litter = [blobs / ("f" * 64), blobs / "not a hash", temporary / "left"]
     for path in litter:
         path.write_bytes(b"x" * 10)
-    os.utime(temporary / "old", (time.time() - 7200,) * 2)
-    (temporary / "young").write_bytes(b"somebody writes")
     before = {path for path in store.root.rglob("*") if path.is_file()}
     plan = store.plan_gc()
     assert {path for path in store.root.rglob("*") if path.is_file()} == before

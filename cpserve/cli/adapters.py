@@ -11,7 +11,7 @@ from cpserve.cli._adapters_hub import alias, pull, push
 from cpserve.cli._adapters_tools import annotate, convert, delete, diff, gc, import_
 from cpserve.cli._common import Common, common_options, examples, hub_options
 from cpserve.cli._show import emit, note, pairs, table
-from cpserve.errors import printable
+from cpserve.errors import IntegrityError, printable
 
 if TYPE_CHECKING:
     from cpserve.manifest import Manifest
@@ -42,15 +42,22 @@ for _command in (push, pull, alias, diff, annotate, delete, gc, import_, convert
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @hub_options
 @common_options
-def list_(common: Common, names: tuple[str, ...]) -> None:
-    """All adapters that are here, or those named, with their newest version."""
-    store = common.store
-    named = names or tuple(store.names())
-    heads = [store.version(name).manifest for name in named]
-    value = [_summary(name, h) | {"aliases": store.aliases(name)} for name, h in zip(named, heads, strict=True)]
-    rows = [(n, f"v{h.version}", _names(h), h.method, h.base.id) for n, h in zip(named, heads, strict=True)]
+@click.pass_context
+def list_(ctx: click.Context, common: Common, names: tuple[str, ...]) -> None:
+    """All adapters that are here, or those named, with their newest version; exit 1 if one is damaged, which is left out."""
+    store, heads, damaged = common.store, {}, False
+    for name in names or store.names():
+        try:
+            heads[name] = store.version(name).manifest
+        except IntegrityError as error:
+            note(f"{error}; {error.hint}")
+            damaged = True
+    value = [_summary(name, head) | {"aliases": store.aliases(name)} for name, head in heads.items() if common.json]
+    rows = [(name, f"v{head.version}", _names(head), head.method, head.base.id) for name, head in heads.items()]
     empty = f"{store.root} holds no adapter; learn one: cpserve train --concept ZIP"
     emit(value, table(("name", "newest", "concepts", "method", "base"), rows) if rows else empty, as_json=common.json)
+    if damaged:
+        ctx.exit(1)
 
 
 @adapters.command(epilog=examples("cpserve adapters log pets", "cpserve adapters log hf://user/my-pets"))
@@ -133,7 +140,7 @@ def rollback(common: Common, ref: str) -> None:
     """Store an older version again as the newest; nothing is lost."""
     store = common.store
     older = store.version(ref)
-    if older.manifest.version == store.head(str(older).rpartition("@")[0]):
+    if older.manifest.version == store.head(older.name):
         raise click.UsageError(f"{older} is the newest version: name an older one")
     version = store.rollback(str(older))
     emit({"version": str(version), "from": str(older)}, f"{version} now holds what {older} does", as_json=common.json)

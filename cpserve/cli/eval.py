@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,10 @@ from cpserve.cli._show import emit, reporting, table
 if TYPE_CHECKING:
     from PIL import Image
 
+    from adapter_store import Version
     from cpserve.evaluation import Evaluation
+
+MEASURED = "evaluation.json"
 
 
 @click.command(
@@ -66,13 +70,13 @@ def eval_(
     diffusion classifier says how many of these, or of those from when it was learned, still show it. Writes
     evaluation.json and versions.png, a row a concept, a column a version.
     """
-    with writing(out):  # sooner than the drawing
-        out.mkdir(parents=True, exist_ok=True)
+    _make_room(out)
     with open_for(common, engine, bundle, base, [ref]) as opened:
         from cpserve.evaluation import evaluate
         from cpserve.features import encoder_for
 
-        read = read_adapters(common, opened, _lineage(common, ref))
+        lineage = _lineage(common, ref)
+        read = read_adapters(common, opened, [str(version) for version in lineage])
         versions = [adapter for _, adapter in read.values()]
         judge, encode = encoder_for(opened.spec.entry.id)
         real = _real(pictures, [c.name for c in versions[-1].manifest.concepts]) if pictures else {}
@@ -86,11 +90,22 @@ def eval_(
                 steps=steps,
                 progress=lambda done, all_: report("evaluating versions", done, all_, ""),
             )
-    _write(out, made, judge)
-    emit(_value(made, judge), _text(made, judge, out), as_json=common.json)
+    value = _value(made, judge, lineage[-1])
+    _write(out, made, value)
+    emit(value, _text(made, judge, out), as_json=common.json)
 
 
-def _lineage(common: Common, ref: str) -> list[str]:
+def _make_room(out: Path) -> None:
+    """Make the folder, sooner than the pictures, if no other evaluation lies there."""
+    from cpserve.errors import CpserveError
+
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / MEASURED).exists():
+            raise CpserveError(f"{out} holds an evaluation already", hint="choose another --out, or delete it")
+
+
+def _lineage(common: Common, ref: str) -> list[Version]:
     """The versions in which the concepts of `ref` were learned, in order, the last being `ref` itself."""
     from cpserve.errors import AdapterError
 
@@ -98,12 +113,11 @@ def _lineage(common: Common, ref: str) -> list[str]:
     concepts = head.manifest.concepts
     if not concepts:
         raise AdapterError(f"{head} knows no concept yet", hint="teach one: cpserve train --concept ZIP")
-    name = str(head).rpartition("@")[0]  # here, or hf://USER/REPO
-    versions = [common.store.version(f"{name}@v{c.since}") for c in concepts[:-1]] + [head]
+    versions = [common.store.version(f"{head.name}@v{c.since}") for c in concepts[:-1]] + [head]
     for j, version in enumerate(versions):
         if [c.name for c in version.manifest.concepts] != [c.name for c in concepts[: j + 1]]:
             raise AdapterError(f"{version} knows other concepts than {head} knew then", hint="evaluate another version")
-    return [str(version) for version in versions]
+    return versions
 
 
 def _real(folder: Path, names: list[str]) -> dict[str, list[Image.Image]]:
@@ -117,8 +131,11 @@ def _real(folder: Path, names: list[str]) -> dict[str, list[Image.Image]]:
     return {n: [p.image for p in read_concept(path).pictures] for n, path in found.items() if path}
 
 
-def _value(made: Evaluation, judge: str) -> dict[str, Any]:
+def _value(made: Evaluation, judge: str, version: Version) -> dict[str, Any]:
     return {
+        "version": str(version),
+        "manifest_sha256": version.pin.manifest_sha256,
+        "base": version.manifest.base.id,
         "judge": judge,
         "concepts": list(made.concepts),
         **made.summary(),
@@ -153,7 +170,7 @@ def _text(made: Evaluation, judge: str, out: Path) -> str:
     )
 
 
-def _write(out: Path, made: Evaluation, judge: str) -> None:
+def _write(out: Path, made: Evaluation, value: Mapping[str, Any]) -> None:
     import json
 
     from PIL import Image
@@ -164,5 +181,5 @@ def _write(out: Path, made: Evaluation, judge: str) -> None:
     n = len(made.concepts)
     blank = Image.new("RGB", made.pictures[0][0][0].size, "white")
     cells = [made.pictures[j].get(i, [blank])[0] for i in range(n) for j in range(n)]
-    write(out / "evaluation.json", f"{json.dumps(_value(made, judge), indent=1)}\n".encode())
+    write(out / MEASURED, f"{json.dumps(value, indent=1)}\n".encode())
     write(out / "versions.png", png(_pictures.grid(cells, n)))

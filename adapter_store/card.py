@@ -25,6 +25,9 @@ pipe.load_lora_weights(R, weight_name="pytorch_lora_weights.safetensors", use_sa
 
 _ENCODERS = {EMBEDDINGS[0]: "", EMBEDDINGS[1]: ", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2"}
 
+# SDXL's configuration names no end of a text, and transformers then takes the learned word for it.
+_END = "pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id  # else it reads no further than a token\n"
+
 _MATRIX = f"""\
 ## What is left of each concept
 
@@ -59,6 +62,8 @@ def render_card(manifest: Manifest, name: str, paths: Collection[str] = ()) -> s
         for path, encoder in embeddings
         if not encoder or path in paths
     ]
+    if len(loads) > len(concepts):
+        loads.append(_END)
     prompt = f"a photo of {concepts[-1].token}" if concepts else "a photo of a cat"
     imports, where = "", json.dumps(base)
     if base.startswith(_BUILTIN):

@@ -18,7 +18,7 @@ from adapter_store.hub_client import HubClient
 from adapter_store.hub_publish import Draft, Head, landed, marked, publish, version_at
 from adapter_store.layout import MANIFEST, check_paths
 from adapter_store.limits import check_announced
-from adapter_store.ref import LATEST, Ref, check_alias
+from adapter_store.ref import Ref, check_alias, no_alias
 from adapter_store.version import Version, check_previous, completed, damaged, entries_of
 from cpserve.errors import CpserveError, IntegrityError, RefError, StoreError
 from cpserve.manifest import Manifest, Parent
@@ -79,8 +79,7 @@ class HubStore:
     def _aliased(self, client: HubClient, ref: Ref, alias: str) -> Version:
         tags = client.refs().tags
         if alias not in tags:
-            known = ", ".join([LATEST, *self.alias_tags(ref.name, tags)])
-            raise RefError(f"{client} has no alias {alias!r}", ref=str(ref), hint=f"it has {known}")
+            raise no_alias(str(client), alias, self.alias_tags(ref.name, tags))
         client.remember(alias)
         return version_at(client, tags[alias], str(ref))
 
@@ -169,6 +168,18 @@ class HubStore:
         check_alias(alias)
         version = self.resolve(Ref(repo, f"v{number}", hub=True))
         self.client(repo).tag(alias, version.commit)
+
+    def remove_alias(self, repo: str, alias: str) -> None:
+        """Make an alias stand for nothing.
+
+        Raises:
+            RefError: the adapter has no such alias.
+        """
+        client = self.client(repo)
+        known = self.alias_tags(repo, client.refs().tags)
+        if alias not in known:
+            raise no_alias(str(client), alias, known)
+        client.untag(alias)
 
     def commit(self, repo: str, files: Mapping[str, bytes], draft: Manifest, *, expected_head: int | None) -> Version:
         """Store a new version after the head; `expected_head` None follows whatever the head is, also if it moves meanwhile.

@@ -183,10 +183,14 @@ class HubClient:
         if now == commit:
             return
         if now:
-            self._ask(lambda: self._api.delete_tag(self.repo, tag=name))
+            self.untag(name)
         self._ask(lambda: self._api.create_tag(self.repo, tag=name, revision=commit, exist_ok=True))
         if self.refs().tags.get(name) != commit:
             raise StoreError(f"somebody else moved {self}@{name} just now", hint="run the same command again")
+
+    def untag(self, name: str) -> None:
+        """Remove a tag."""
+        self._ask(lambda: self._api.delete_tag(self.repo, tag=name))
 
     def _manifest(self, revision: str, *, anew: bool = False) -> Path:
         """Fetch a manifest. Nothing else says yet what it should be, so it is held to what the Hub announced of it."""

@@ -65,6 +65,7 @@ class LocalLayout:
     adapters/<name>/v3                the hash of version 3's manifest: the one file that makes a version exist
     adapters/<name>/aliases/prod      the version that an alias stands for, as `v3`
     adapters/<name>/left/v3           of a pulled version, what stayed on the Hub
+    runs/<name>/                      what a training that is not finished keeps; the trainer's, gone with its version
     """
 
     root: Path
@@ -82,6 +83,10 @@ class LocalLayout:
         return self.root / "adapters"
 
     @cached_property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @cached_property
     def blobs(self) -> Path:
         return self.root / "blobs"
 
@@ -93,6 +98,9 @@ class LocalLayout:
 
     def version(self, name: str, version: int) -> Path:
         return self.adapter(name) / f"v{version}"
+
+    def run(self, name: str) -> Path:
+        return self.runs / check_name(name)
 
     def aliases(self, name: str) -> Path:
         return self.adapter(name) / "aliases"

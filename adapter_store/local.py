@@ -15,12 +15,10 @@ from pathlib import Path
 from adapter_store.atomic import disk_errors, locked, make_folder, staged, sweep, sync_folder
 from adapter_store.layout import MANIFEST, LocalLayout, check_paths, is_training_only
 from adapter_store.partial import Left
-from adapter_store.ref import check_alias
+from adapter_store.ref import VERSION, check_alias, no_alias
 from adapter_store.version import Version, check_previous, completed, damaged, entries_of, parse, sha256
 from cpserve.errors import IntegrityError, RefError, StoreError
 from cpserve.manifest import NAME_PATTERN, FileEntry, Manifest, Parent
-
-_VERSION_FILE = re.compile(r"v([1-9][0-9]{0,8})")
 
 
 class LocalStore:
@@ -34,9 +32,13 @@ class LocalStore:
         """Names with at least one version, sorted."""
         return [name for name in _listed(self.layout.adapters) if self.head(name)]
 
+    def unfinished(self) -> list[str]:
+        """Names of adapters of which a training is not finished, sorted."""
+        return _listed(self.layout.runs)
+
     def head(self, name: str) -> int:
         """The newest version's number, 0 where there is none."""
-        matches = map(_VERSION_FILE.fullmatch, _names_in(self.layout.adapter(name)))
+        matches = map(VERSION.fullmatch, _names_in(self.layout.adapter(name)))
         return max((int(match[1]) for match in matches if match), default=0)
 
     def version(self, name: str, number: int) -> Version:
@@ -91,7 +93,7 @@ class LocalStore:
             if expected_head not in {None, head}:
                 raise StoreError(
                     f"{name} has moved on: its head is v{head}, not v{expected_head}",
-                    hint=f"learn again from v{head}, or give the new sequence another name with --adapter NAME",
+                    hint=f"say the same command again, train with --restart: it then begins with v{head}",
                 )
             return self._append(name, head, entries, draft, files)
 
@@ -153,7 +155,7 @@ class LocalStore:
             IntegrityError: its file is damaged.
         """
         text = (self.layout.aliases(name) / alias).read_bytes().decode("ascii", "replace")
-        match = _VERSION_FILE.fullmatch(text.removesuffix("\n"))
+        match = VERSION.fullmatch(text.removesuffix("\n"))
         if not match or not self.layout.version(name, int(match[1])).is_file():
             raise damaged(f"{name}@{alias}", f"aliases/{alias}", "names no version")
         return int(match[1])
@@ -175,6 +177,19 @@ class LocalStore:
             with staged(self.layout.tmp, f"v{number}\n".encode()) as temporary:
                 temporary.replace(target)
             sync_folder(target.parent)
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Make an alias stand for nothing.
+
+        Raises:
+            RefError: the adapter has no such alias.
+            StoreError: the lock is held or the disk refuses.
+        """
+        with self._writing(name):
+            if alias not in (known := self.alias_names(name)):
+                raise no_alias(name, alias, known)
+            (self.layout.aliases(name) / alias).unlink()
+            sync_folder(self.layout.aliases(name))
 
     def _read(self, name: str, number: int, entry: FileEntry) -> bytes:
         try:

@@ -6,6 +6,7 @@ Knows their grammar. Does not know which names, versions or aliases exist.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,7 +16,7 @@ from cpserve.manifest import NAME_PATTERN, check_name
 LATEST = "latest"
 
 _HUB = "hf://"
-_VERSION = re.compile(r"v([1-9][0-9]{0,8})")
+VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 # A version number however written, `latest`, or what a commit's hash could begin with.
 _RESERVED = re.compile(r"v[0-9]+|latest|[0-9a-f]+")
@@ -68,7 +69,7 @@ class Ref:
     @property
     def version(self) -> int | None:
         """N of `vN`, 1 or more."""
-        match = _VERSION.fullmatch(self.at or "")
+        match = VERSION.fullmatch(self.at or "")
         return int(match[1]) if match else None
 
     @property
@@ -95,3 +96,10 @@ def check_alias(alias: str) -> str:
             hint="use a name such as 'prod'; 'latest', 'v' with a number, and hex digits alone are reserved",
         )
     return alias
+
+
+def no_alias(adapter: str, alias: str, known: Sequence[str]) -> RefError:
+    """That an adapter has no such alias, and which it has."""
+    return RefError(
+        f"{adapter} has no alias {alias!r}", ref=f"{adapter}@{alias}", hint=f"it has {', '.join([LATEST, *known])}"
+    )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from adapter_store.checkout import checkout
 from adapter_store.local import LocalStore
 from adapter_store.plan import Garbage, GcPlan, delete, plan_gc
-from adapter_store.ref import Ref
+from adapter_store.ref import Ref, no_alias
 from adapter_store.verify import Problem, problems
 from adapter_store.version import Version
 from cpserve.errors import RefError, StoreError
@@ -108,11 +108,13 @@ class Store:
 
         Raises:
             IntegrityError: an alias's file is damaged.
+            RefError: there is no adapter of that name.
             StoreError: the Hub cannot be asked.
         """
         repo = _repo(name)
         if repo:
             return self._hub.aliases(repo)
+        self._existing_head(name)
         return {alias: self._local.alias(name, alias) for alias in self._local.alias_names(name)}
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
@@ -127,6 +129,20 @@ class Store:
             self._hub.set_alias(repo, alias, version)
         else:
             self._local.set_alias(name, alias, version)
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Make an alias stand for nothing; the version stays.
+
+        Raises:
+            RefError: the adapter has no such alias.
+            StoreError: the Hub or the disk refuses.
+        """
+        repo = _repo(name)
+        if repo:
+            self._hub.remove_alias(repo, alias)
+        else:
+            self._existing_head(name)
+            self._local.remove_alias(name, alias)
 
     def rollback(self, ref: Ref | str) -> Version:
         """Store a new version with an older one's content; history is never rewritten. On the Hub no file is uploaded.
@@ -147,9 +163,17 @@ class Store:
             IntegrityError: another adapter is damaged, so that what it shares is not known; nothing was deleted.
             StoreError: the system refuses. Said again, it goes on where it was.
         """
+        self.check_here(name)
+        return delete(self._local, name)
+
+    def check_here(self, name: str) -> None:
+        """Whether something of an adapter is here, be it what a killed `delete` left.
+
+        Raises:
+            RefError: there is nothing.
+        """
         if not self._local.layout.adapter(name).exists():
             self._existing_head(name)
-        return delete(self._local, name)
 
     def verify(self, name: str | None = None) -> list[Problem]:
         """Read everything of one adapter, or of all that are here, and tell what is damaged; empty means whole.
@@ -219,6 +243,18 @@ class Store:
         self._existing_head(name)
         return transfer.push(self._local, self._hub, name, to.name, private=not public)
 
+    def unfinished(self) -> list[str]:
+        """Names of adapters of which a training is not finished, sorted: `run` keeps latents of its pictures."""
+        return self._local.unfinished()
+
+    def run(self, name: str) -> Path:
+        """Where a training keeps what it needs to go on.
+
+        Raises:
+            RefError: the name cannot be one.
+        """
+        return self._local.layout.run(name)
+
     def plan_gc(self) -> GcPlan:
         """What nothing here refers to any more.
 
@@ -258,8 +294,7 @@ class Store:
         if ref.alias is not None:
             aliases = self._local.alias_names(ref.name)
             if ref.alias not in aliases:
-                known = ", ".join(["latest", *aliases])
-                raise RefError(f"{ref.name} has no alias {ref.alias!r}", ref=str(ref), hint=f"it has {known}")
+                raise no_alias(ref.name, ref.alias, aliases)
             return self._local.alias(ref.name, ref.alias)
         if ref.version is not None and ref.version > head:
             raise RefError(f"there is no {ref}", ref=str(ref), hint=f"the newest is {ref.name}@v{head}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from cpserve.errors import BaseModelError, first_line
@@ -65,6 +66,11 @@ class BaseSpec:
     def elements(self) -> int:
         """How many numbers the latents of a picture of the default size are."""
         return self.channels * self.latent_size**2
+
+    @property
+    def half_decoder(self) -> bool:
+        """Whether float16 holds the numbers in the VAE's decoder; those in SDXL's it does not, which diffusers runs in float32."""
+        return not self.sites.added
 
     @cached_property
     def signature(self) -> Signature:
@@ -121,20 +127,20 @@ class BaseModel:
         return self
 
 
-def load_base(source: str = BUILTIN, *, revision: str | None = None) -> BaseModel:
-    """Load a base model in float32 on the CPU. Only safetensors are read, never a pickle.
+def load_base(source: str = BUILTIN, *, revision: str | None = None, token_file: Path | None = None) -> BaseModel:
+    """Load a base model in float32 on the CPU. Only safetensors are read, never a pickle. The Hub and its token are those of
+    `tokens.connect`.
 
     Raises:
         BaseModelError: there is no such model, a part of it is missing, or it is not Stable-Diffusion-shaped.
     """
     with quiet():
-        pipeline = _pipeline(source, revision)
+        pipeline, commit = _pipeline(source, revision, token_file)
     text_encoder = TextEncoder.of(pipeline)
     parts = [*text_encoder.encoders, pipeline.unet, pipeline.vae]
     for module in parts:
         module.requires_grad_(requires_grad=False).eval()
     fingerprint = _fingerprint(parts)
-    commit = None if Path(source).exists() or source == BUILTIN else getattr(pipeline.config, "_commit_hash", None)
     spec = _spec(pipeline, text_encoder, BaseEntry(id=source, fingerprint=fingerprint, commit=commit))
     pack_unet(pipeline.unet, spec.sites)
     return BaseModel(spec, text_encoder, PackedUNet(pipeline.unet), pipeline.vae)
@@ -162,7 +168,8 @@ def quiet() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def _pipeline(source: str, revision: str | None) -> Any:
+def _pipeline(source: str, revision: str | None, token_file: Path | None) -> tuple[Any, str | None]:
+    """diffusers' pipeline, and the commit that it comes from, if it comes from the Hub."""
     from diffusers import DiffusionPipeline
 
     options: dict[str, Any] = {"dtype": torch.float32, "safety_checker": None}
@@ -176,15 +183,19 @@ def _pipeline(source: str, revision: str | None) -> Any:
     single, beside = str(where).endswith(".safetensors"), Path(where).parent
     # Stable Diffusion's own repositories hold the settings beside the file; else diffusers asks the Hub
     known = single and (beside / "model_index.json").is_file()
-    hub: dict[str, Any] = {} if known or Path(where).is_dir() else {"token": connect().token}
+    hub: dict[str, Any] = {} if known or Path(where).is_dir() else {"token": connect(token_file=token_file).token}
     try:
         if single:
             options |= {"config": str(beside)} if known else hub
-            index = DiffusionPipeline.load_config(str(beside)) if known else {}
-            return _class(index).from_single_file(str(where), **options)
+            name = (
+                DiffusionPipeline.load_config(str(beside)).get("_class_name", "") if known else _generation(Path(where))
+            )
+            return _class(name).from_single_file(str(where), **options), None
         options |= {"use_safetensors": True, "requires_safety_checker": False, "feature_extractor": None}
-        index = DiffusionPipeline.load_config(str(where), revision=revision, **hub)
-        return _class(index).from_pretrained(str(where), revision=revision, **options, **hub)
+        index, commit = DiffusionPipeline.load_config(str(where), revision=revision, return_commit_hash=True, **hub)
+        kind = _class(index.get("_class_name", ""))
+        pipeline = kind.from_pretrained(str(where), revision=commit or revision, **options, **hub)
+        return pipeline, None if Path(where).is_dir() else commit
     except Exception as error:  # a damaged file or a connection that breaks off has no common kind there
         raise BaseModelError(
             f"the base model {source!r} cannot be loaded: {first_line(error)}",
@@ -193,15 +204,26 @@ def _pipeline(source: str, revision: str | None) -> Any:
         ) from error
 
 
-def _class(index: dict[str, Any]) -> Any:
-    """diffusers' class of pipeline, given its folder's `model_index.json`."""
+def _class(name: str) -> Any:
+    """diffusers' class of pipeline, given what a `model_index.json` calls it."""
     import diffusers
 
-    return getattr(diffusers, PIPELINES["XL" in index.get("_class_name", "")])
+    return getattr(diffusers, PIPELINES["XL" in name])
+
+
+def _generation(checkpoint: Path) -> str:
+    """The class of a single file's pipeline: in SDXL's the weights of a second text encoder are."""
+    with safe_open(checkpoint, "pt") as file:
+        return PIPELINES[any(name.startswith("conditioner.embedders.1.") for name in file.keys())]  # noqa: SIM118
 
 
 def _spec(pipeline: Any, text_encoder: TextEncoder, entry: BaseEntry) -> BaseSpec:
-    unet, vae = pipeline.unet.config, pipeline.vae.config
+    unet, vae, schedule = pipeline.unet.config, pipeline.vae.config, dict(pipeline.scheduler.config)
+    if not {"beta_schedule", "trained_betas"} & schedule.keys() or unet.time_cond_proj_dim is not None:
+        raise BaseModelError(
+            f"{entry.id} is not trained on a schedule of betas, or takes the guidance as an input",
+            hint="use the model that it was distilled from or is like: Stable Diffusion 1.x, 2.x or XL itself",
+        )
     if unet.addition_embed_type not in {None, "text_time"} or unet.in_channels != vae.latent_channels:
         raise BaseModelError(
             f"{entry.id} is not a plain text-to-image model of Stable Diffusion 1, 2 or XL",
@@ -220,7 +242,7 @@ def _spec(pipeline: Any, text_encoder: TextEncoder, entry: BaseEntry) -> BaseSpe
     return BaseSpec(
         entry=entry,
         tokenizer=pipeline.tokenizer,
-        schedule=Schedule.from_config(dict(pipeline.scheduler.config)),
+        schedule=Schedule.from_config(schedule),
         sites=sites,
         text_widths=text_encoder.widths,
         channels=unet.in_channels,

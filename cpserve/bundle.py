@@ -188,7 +188,14 @@ def read_bundle(root: Path) -> Bundle:
         raise EngineError(f"{root / path} is missing from the bundle", hint=AGAIN)
     try:
         return Bundle(root, manifest, _spec(root, manifest))
-    except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:  # whole, but nothing that export made
+    except (
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # whole, but nothing that export made
         raise EngineError(f"{root} cannot be read: {first_line(error)}", hint=AGAIN) from error
 
 

@@ -133,11 +133,12 @@ def open_engine(
     base: str = BUILTIN,
     *,
     revision: str | None = None,
+    token_file: Path | None = None,
     engine: str = "auto",
     bundle: str | Path | None = None,
     threads: int | None = None,
 ) -> Engine:
-    """Open the engine that serves `base`, on the Hub at a `revision`.
+    """Open the engine that serves `base`, as `load_base` finds it.
 
     `auto` takes what the bundle was made for where one is given, else torch ("eager"): the same call opens the same engine
     everywhere. All but "openvino" run on the GPU where torch finds one; `CUDA_VISIBLE_DEVICES=` hides it. `threads` is how
@@ -152,7 +153,7 @@ def open_engine(
     if engine in {"eager", "compile"} or (engine == "auto" and bundle is None):
         from cpserve.engines.eager import CompileEngine, EagerEngine
 
-        model = load_base(base, revision=revision).to(torch_device())
+        model = load_base(base, revision=revision, token_file=token_file).to(torch_device())
         return CompileEngine(model) if engine == "compile" else EagerEngine(model)
     if bundle is None:
         raise EngineError(

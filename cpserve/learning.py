@@ -18,7 +18,6 @@ from cpserve.concept import Concept
 from cpserve.drawing import Drawing, generate
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import RefError, StoreError, TrainingError
-from cpserve.manifest import check_name
 from cpserve.png import png
 from cpserve.prompts import Prompt
 from cpserve.recognition import classify
@@ -71,7 +70,8 @@ def learn(
     with _alone(record.folder):
         if restart:
             record.delete()
-        _clear_the_way(record, _known(store, adapter), resume=resume)
+        check_way(store, adapter, resume=resume)
+        _tidy(record, _known(store, adapter))
         done: list[Learned] = []
         for concept in concepts:
             if resume and concept.name in _known(store, adapter):
@@ -106,16 +106,28 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def clear_finished(store: Store, adapter: str) -> None:
-    """Remove what a run left behind that was killed after its version was stored: no pictures' latents stay."""
+    """Remove what nobody can go on with; no pictures' latents stay."""
     record = _record(store, adapter)
-    if record.exists():
+    if record.folder.exists():
         with _alone(record.folder):
-            if record.read_run().concept.name in _known(store, adapter):
-                record.delete()
+            _tidy(record, _known(store, adapter))
+
+
+def drop_unfinished(store: Store, adapter: str) -> None:
+    """Delete what an unfinished run keeps, latents of pictures among it; the adapter's versions stay.
+
+    Raises:
+        RefError: no run of it is unfinished.
+        TrainingError: a process is teaching it, or the disk refuses.
+    """
+    if adapter not in store.unfinished():
+        raise RefError(f"no training of {adapter!r} is unfinished", ref=adapter, hint="see: cpserve adapters list")
+    with _alone(_record(store, adapter).folder):
+        _record(store, adapter).delete()
 
 
 def delete(store: Store, adapter: str) -> tuple[int, int]:
-    """Delete an adapter that is here with what its unfinished run keeps of pictures; how many versions and bytes that were.
+    """Delete an adapter that is here with what its unfinished run keeps; how many versions and bytes that were.
 
     Raises:
         RefError: there is no such adapter and no such run.
@@ -123,9 +135,11 @@ def delete(store: Store, adapter: str) -> tuple[int, int]:
         StoreError: the system refuses. Said again, it goes on where it was.
         TrainingError: a process is teaching it.
     """
+    begun = adapter in store.unfinished()
+    if not begun:
+        store.check_here(adapter)
     record = _record(store, adapter)
     with _alone(record.folder):
-        begun = record.folder.exists()
         record.delete()
         try:
             return store.delete(adapter)
@@ -138,7 +152,7 @@ def delete(store: Store, adapter: str) -> tuple[int, int]:
 def _record(store: Store, adapter: str) -> Record:
     from trainer import Record
 
-    return Record(store.root / "runs" / check_name(adapter))
+    return Record(store.run(adapter))
 
 
 def _known(store: Store, adapter: str) -> set[str]:
@@ -147,20 +161,26 @@ def _known(store: Store, adapter: str) -> set[str]:
     return {concept.name for concept in store.version(adapter).manifest.concepts}
 
 
-def _clear_the_way(record: Record, known: set[str], *, resume: bool) -> None:
-    """Refuse to begin over an unfinished run; one whose concept is stored was killed between commit and clearing up."""
-    if not record.exists():
-        record.delete()  # killed before the run was whole: its latents must not stay
-        return
-    unfinished = record.read_run().concept.name
-    if unfinished in known:
-        record.delete()
-    elif not resume:
+def check_way(store: Store, adapter: str, *, resume: bool) -> None:
+    """Whether learning may begin.
+
+    Raises:
+        TrainingError: an unfinished run stands in the way.
+    """
+    record = _record(store, adapter)
+    unfinished = record.read_run().concept.name if record.exists() else ""
+    if unfinished and not resume and unfinished not in _known(store, adapter):
         raise TrainingError(
             f"an unfinished run of {record.folder.name!r} is here ({unfinished!r})",
             hint="add --resume to go on with it, or --restart to drop it",
             state=str(record.folder),
         )
+
+
+def _tidy(record: Record, known: set[str]) -> None:
+    """Remove a run that was killed before it was whole, or between its version's commit and this."""
+    if not record.exists() or record.read_run().concept.name in known:
+        record.delete()
 
 
 def _learn_one(

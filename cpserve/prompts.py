@@ -46,6 +46,14 @@ def tokenize(tokenizer: Any, texts: Sequence[str], learned: Sequence[str] = ()) 
     return ids
 
 
+def left_out(tokenizer: Any, text: str, learned: Sequence[str] = ()) -> str:
+    """The end of a text that `tokenize` cuts off."""
+    tokenizer = _extended(tokenizer, tuple(learned)) if learned else tokenizer
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    rest = tokenizer.decode(ids[tokenizer.model_max_length - 2 :])  # two are the begin and the end
+    return str(rest).replace("</w>", " ").strip()  # a word's end, where the tokenizer has no decoder of its own
+
+
 @lru_cache(maxsize=16)
 def _extended(tokenizer: Any, learned: tuple[str, ...]) -> Any:
     """A copy of the tokenizer that knows the learned tokens. Copying CLIP's takes 0.1 s, much longer than a prompt does."""

@@ -55,6 +55,7 @@ class TextEncoder(nn.Module):
                     f"the base has a tokenizer of {vocabulary} words and a text encoder of {rows}",
                     hint="use a base without added tokens: learned ones belong into the adapter",
                 )
+            _end_at(encoder, tokenizer.eos_token_id)
         encoders, (first, *others) = [e for e, _ in parts], [t for _, t in parts]
         if not others:
             return cls(encoders)
@@ -93,6 +94,15 @@ class TextEncoder(nn.Module):
         pooled = second.text_embeds[:, None].expand(-1, ids.shape[1], -1)
         e = torch.cat([first.hidden_states[-2], second.hidden_states[-2], pooled], dim=-1)
         return e.masked_fill(ends[:, 1, None, None], 0.0) if self.config["blank"] else e
+
+
+def _end_at(encoder: nn.Module, token: int) -> None:
+    """Let the pooled text be that of the end token. By the configurations of CLIP's first releases (`eos_token_id` 2)
+    transformers takes the largest id for it, and a learned token's is larger.
+    """
+    for module in encoder.modules():
+        if hasattr(module, "eos_token_id"):
+            setattr(module, "eos_token_id", token)  # noqa: B010 - torch types a module's attributes as tensors
 
 
 def _run(encoder: nn.Module, ids: Tensor, extra: Tensor, **options: bool) -> Any:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from glob import escape
@@ -163,7 +163,7 @@ def _files(base: BaseModel, recipe: Recipe) -> tuple[PlannedFile, ...]:
     )  # bytes of kernels a profile and GPU
     kernels = len(recipe.rows) * len(recipe.sizes) * len(recipe.gpus)
     if recipe.runner != "openvino" and recipe.precision == "float16":  # OpenVINO lowers what it loads
-        sizes |= {name: sizes[name] // 2 for name in PLANS}
+        sizes |= {name: sizes[name] // 2 for name in PLANS[: 1 + base.spec.half_decoder]}
     return (
         *(PlannedFile(f"{g.name}.onnx", sizes[g.name], g.what) for g in parts),
         *(
@@ -182,7 +182,7 @@ def _recipe(base: BaseModel, target: Target) -> Recipe:
         fingerprint=spec.entry.fingerprint,
         modules=_hash([_settings(m) for m in (base.unet.unet, text, *text.encoders, base.vae)]),
         tokenizer=_hash(_vocabulary(spec.tokenizer)),
-        schedule=spec.schedule.config,
+        schedule=_in_order(spec.schedule.config),
         sites=tuple(SiteEntry(name=s.name, width=s.width) for s in spec.sites.sites),
         text_widths=spec.text_widths,
         pooled=spec.sites.pooled,
@@ -202,6 +202,12 @@ def _recipe(base: BaseModel, target: Target) -> Recipe:
         opset=OPSET,
         libraries={name: _version(name) for name in LIBRARIES} | _tensorrt(target),
     )
+
+
+def _in_order(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """A schedule's configuration with lists that diffusers makes of sets, in an order of chance, sorted."""
+    defaults = schedule.get("_use_default_values")
+    return {**schedule, **({"_use_default_values": sorted(defaults)} if defaults else {})}
 
 
 def _settings(module: Any) -> dict[str, Any]:

@@ -64,11 +64,12 @@ class _Half(_Call):
 
 
 def graphs(base: BaseModel, precision: Precision = "float32", *, slopes: bool = False) -> tuple[Graph, ...]:
-    """The graphs of a base model, with `slopes` five; the UNet and the decoder compute in `precision`, float32 or float16."""
+    """The graphs of a base model, with `slopes` five; the UNet and, if it can, the decoder compute in `precision`."""
     unet, (encoder, decoder) = _unet(base), _vae(base)
     if precision == "float16":
         half = replace(base, unet=copy.deepcopy(base.unet).half(), vae=copy.deepcopy(base.vae).half())
         unet = replace(unet, module=_Half(half.unet, half.unet))
+    if precision == "float16" and base.spec.half_decoder:
         decoder = replace(decoder, module=_Half(half.decode, half.vae.decoder, half.vae.post_quant_conv))  # type: ignore[arg-type]
     return (unet, _text_encoder(base), encoder, decoder, *([_slope(base)] if slopes else []))
 

@@ -1,4 +1,8 @@
-"""Does a compiled engine compute what torch computes? Asked of every graph before a bundle is let out."""
+"""Does a compiled engine compute what torch computes? Asked of every graph before a bundle is let out.
+
+A float16 graph is asked where it runs: ONNX Runtime's CPU kernels compute it in float32, so that there its rounded weights are
+checked, and numbers too large for float16 are not noticed.
+"""
 
 from __future__ import annotations
 

@@ -42,6 +42,7 @@ def write_plan(onnx: Path, out: Path, wanted: list[Profile], gpus: tuple[str, ..
     if not parser.parse_from_file(str(onnx)):
         raise _refusal(onnx, parser.get_error(0).desc())
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 is meant where the graph says it
     for shapes in wanted:
         profile = builder.create_optimization_profile()
         for name, shape in shapes.items():

@@ -42,10 +42,9 @@ def resolve(target: Target, base: BaseModel) -> Target:
         rows=tuple(sorted(set(target.rows))) or _rows(base, target.runner),
         sizes=tuple(sorted(set(target.sizes))) or (base.spec.pixels,),
     )
-    step = base.spec.multiple * base.spec.vae_factor
-    if odd := [side for side in target.sizes if side % step]:
-        raise EngineError(f"{odd[0]} pixels cannot be compiled", hint=f"this base takes multiples of {step}")
-    own = base.spec.pixels
+    step, own = 8 * base.spec.vae_factor, base.spec.pixels  # as `drawing` has it
+    if odd := [side for side in target.sizes if side % step and side != own]:
+        raise EngineError(f"{odd[0]} pixels cannot be drawn", hint=f"this base takes multiples of {step}")
     if target.slopes and own not in target.sizes:
         raise EngineError(f"slopes are of {own} by {own} pixels", hint=f"add {own} to --sizes, or leave out --slopes")
     return _openvino(target) if target.runner == "openvino" else _trt(target)

@@ -33,6 +33,7 @@ def pipeline(folder: Path, adapter: Adapter | None = None) -> Any:
                 if second.exists():
                     where = {"text_encoder": pipe.text_encoder_2, "tokenizer": pipe.tokenizer_2}
                     pipe.load_textual_inversion(second, **where)
+                    pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id  # as the card says
     return pipe
 
 

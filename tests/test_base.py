@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cpserve.base import BaseModel, load_base
+from cpserve.base import BaseModel, _generation, load_base
 from cpserve.errors import BaseModelError
+from cpserve.text_encoder import PIPELINES
 from tests import plain
 from tests.ldm import single_file
 from tests.tiny import SD15, write_pipeline
@@ -41,6 +43,49 @@ def test_a_single_file_alone_says_what_is_missing(checkpoint: Path) -> None:
     with pytest.raises(BaseModelError) as refused:
         load_base(str(checkpoint))
     assert "model_index.json" in refused.value.hint
+
+
+def test_a_base_of_the_hub_is_pinned(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter records the commit that its base had; a folder has none, wherever it lies."""
+    commit, place = "c0" * 20, tmp_path / "models--user--tiny"
+    snapshot = shutil.copytree(folders["sd15"], place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load_base("user/tiny").spec.entry.commit == commit
+    assert load_base(str(snapshot)).spec.entry.commit is None
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler", "beta_schedule": None}),
+        ("unet/config.json", {"time_cond_proj_dim": 8}),
+    ],
+    ids=["no schedule of betas", "guidance as an input"],
+)
+def test_what_would_be_computed_wrongly_is_refused(
+    folders: dict[str, Path], tmp_path: Path, part: str, change: dict[str, object]
+) -> None:
+    """Models of another kind of training are no bases, though they have the same shapes."""
+    folder = shutil.copytree(folders["sd15"], tmp_path / "sd")
+    settings = json.loads((folder / part).read_text()) | change
+    (folder / part).write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+    if "_class_name" in change:
+        index = json.loads((folder / "model_index.json").read_text()) | {
+            "scheduler": ["diffusers", change["_class_name"]]
+        }
+        (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BaseModelError, match="schedule of betas, or takes the guidance"):
+        load_base(str(folder))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("conditioner.embedders.1.model.w", 1), ("cond_stage_model.w", 0)])
+def test_a_single_file_is_of_the_generation_of_its_weights(tmp_path: Path, name: str, kind: int) -> None:
+    """SDXL's holds a second text encoder."""
+    save_file({name: torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert _generation(tmp_path / "model.safetensors") == PIPELINES[kind]
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.bin"])

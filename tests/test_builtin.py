@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cpserve import Drawing, Prompt, generate, load_base, read_concept
 from cpserve.base import BaseModel
 from cpserve.engines.eager import EagerEngine
+from cpserve.prompts import left_out, tokenize
 
 COLOURS = {"white": (250, 250, 250), "black": (20, 20, 20), "red": (220, 40, 40), "green": (60, 170, 75)}
 COLOURS |= {"yellow": (250, 220, 60), "blue": (50, 110, 220)}
@@ -65,3 +67,13 @@ def test_its_size_is_fit_for_a_wheel(base: BaseModel) -> None:
     assert 10e6 < sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 25e6
     assert base.spec.schedule.prediction == "v_prediction"
     assert base.spec.pixels == 64
+
+
+@pytest.mark.parametrize("words", [3, 21, 22, 30])
+def test_what_a_long_prompt_loses_is_told(base: BaseModel, words: int) -> None:
+    """Its ids are those of the prompt without that end; a learned word is one token."""
+    tokenizer, text = base.spec.tokenizer, f"{'red ' * words}<rocket>"
+    lost = left_out(tokenizer, text, ["<rocket>"])
+    whole, kept = tokenize(tokenizer, [text, text.removesuffix(lost)], ["<rocket>"])
+    assert torch.equal(whole, kept)
+    assert lost.split() == text.split()[base.spec.tokens - 2 :]

@@ -17,14 +17,19 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from filelock import FileLock
+from msgspec.structs import replace
 from PIL import Image
 
 import trainer
 from adapter_store import Store
 from cpserve.base import BUILTIN
 from cpserve.cli import VERBS, _common, _show, doctor, generate, main, train
+from cpserve.cli._common import base_of
 from cpserve.cli._pictures import slug
+from cpserve.errors import AdapterError
+from cpserve.manifest import Manifest
 from cpserve.sample import SAMPLERS
+from tests.hubserver.content import draft
 from tools.cli_reference import commands, root
 
 COMMANDS = {context.command_path: command for command, context in commands(main, root())}
@@ -171,8 +176,10 @@ def test_what_is_deleted_is_gone(home: Path, tmp_path: Path) -> None:
     assert not (place / "runs" / "pets").exists()
     run("adapters", "delete", "hf://me/pets", "--yes", "--store", place, code=2)
     assert "adapters here: others" in run("adapters", "delete", "pets", "--yes", "--store", place, code=1).stderr
+    run("adapters", "delete", "nobody", "--store", place, code=1)
+    assert not (place / "runs" / ".nobody.lock").exists()
     (place / "runs" / "begun").mkdir()
-    run("adapters", "delete", "begun", "--yes", "--store", place)
+    run("adapters", "delete", "begun", "--store", place)
     assert not (place / "runs" / "begun").exists()
     with FileLock(place / "runs" / ".others.lock"):
         said = run("adapters", "delete", "others", "--yes", "--store", place, code=1).stderr
@@ -348,7 +355,31 @@ def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
     assert plan["rows"] == plan["settings"]["steps"] * 2
     assert plan["from"] is None
     assert "would learn, from nothing" in run(*args).stdout
+    more = ("--concept", home / "cat.zip", "--name", "dog", "--name", "ox", "--adapter", "pets", "--resume")
+    plan = json.loads(run(*args[:-1], home / "store", *more, "--json").stdout)
+    assert [concept["name"] for concept in plan["concepts"]] == ["ox"]
     assert not (tmp_path / "s").exists()
+
+
+def test_a_base_that_a_manifest_names_is_taken_only_if_it_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the Hub's cache or as a folder; else the user is to name it, whatever the stranger wrote."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit = "0" * 40
+    snapshot = tmp_path / "models--user--model" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "model_index.json").write_text("{}")
+    manifest = draft(1)
+
+    def named(base: str) -> Manifest:
+        return replace(manifest, base=replace(manifest.base, id=base, commit=commit))
+
+    assert base_of("pets@v1", named("user/model")) == ("user/model", commit)
+    assert base_of("pets@v1", named(str(tmp_path)))[0] == str(tmp_path)
+    for elsewhere in ("stranger/model", "x" * 5000, "a/b/c", "../model", "\0"):
+        with pytest.raises(AdapterError, match="only fetched when you name it"):
+            base_of("pets@v1", named(elsewhere))
 
 
 def test_names_and_class_words_go_with_the_concepts_in_order(home: Path, tmp_path: Path) -> None:
@@ -398,6 +429,19 @@ def quick(home: Path, folders: dict[str, Path], store: Path, steps: int) -> list
     ]
 
 
+def test_what_a_stopped_training_keeps_is_named_and_can_be_dropped_alone(home: Path, tmp_path: Path) -> None:
+    """`list` and `gc` say so; the versions stay."""
+    place = shutil.copytree(home / "store", tmp_path / "store")
+    (place / "runs" / "pets").mkdir(parents=True)
+    for verb in ("list", "gc"):
+        assert "cpserve adapters delete pets --unfinished" in run("adapters", verb, "--store", place).stderr
+    run("adapters", "delete", "pets", "--unfinished", "--store", place)
+    assert not (place / "runs" / "pets").exists()
+    assert "unfinished" not in run("adapters", "list", "--store", place).stderr
+    assert "no training of 'pets'" in run("adapters", "delete", "pets", "--unfinished", "--store", place, code=1).stderr
+    assert Store(place).verify() == []
+
+
 def test_a_killed_run_stands_in_the_way_until_told(home: Path, folders: dict[str, Path], tmp_path: Path) -> None:
     """After SIGKILL, training again is refused with the two ways out, and --restart is one."""
     args = quick(home, folders, tmp_path, 10**6)
@@ -408,10 +452,11 @@ def test_a_killed_run_stands_in_the_way_until_told(home: Path, folders: dict[str
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    refused = run(*quick(home, folders, tmp_path, 4), code=1).stderr
-    assert "error: an unfinished run of 'default' is here ('dog')" in refused
-    assert "--resume" in refused
-    assert "--restart" in refused
+    for more in ([], ["--dry-run"]):
+        refused = run(*quick(home, folders, tmp_path, 4), *more, code=1).stderr
+        assert "error: an unfinished run of 'default' is here ('dog')" in refused
+        assert "--resume" in refused
+        assert "--restart" in refused
     run(*quick(home, folders, tmp_path, 4), "--restart")
     assert not record.exists()
 

@@ -14,6 +14,7 @@ from cpserve import Drawing, generate
 from cpserve.base import BaseModel, load_base
 from cpserve.engine import Engine, open_engine
 from cpserve.engines.eager import CompileEngine, EagerEngine
+from cpserve.engines.ort import OrtEngine
 from cpserve.prompts import Prompt
 from cpserve.recognition import Judging, classify
 from export.parity import LIMITS
@@ -77,6 +78,20 @@ def test_the_autoencoder_sees_few_large_pictures_at_once(base: BaseModel, monkey
         torch.testing.assert_close(engine.encode_pictures(pictures), whole)
         torch.testing.assert_close(engine.decode(whole), decoded, atol=1e-4, rtol=0)
     assert seen == [3, 1, 1, 1]
+
+
+def test_a_graph_for_any_rows_sees_few_large_ones_at_once(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's session takes all that it is given, and attention's memory goes with the rows."""
+    seen: list[int] = []
+    with OrtEngine(bundles["sd15"], threads=1) as engine:
+        judge = mixed(engine)
+        [(key, runner)] = [(k, r) for k, r in engine._runners.items() if k[0] == "unet"]
+        engine._runners[key] = lambda *inputs: (seen.append(len(inputs[0])), runner(*inputs))[1]
+        monkeypatch.setattr("cpserve.engines.compiled.CELLS", 64)
+        torch.testing.assert_close(mixed(engine), judge, atol=1e-4, rtol=0)
+    assert seen == [1, 1, 1]
 
 
 @pytest.mark.slow

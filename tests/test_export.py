@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx
 import pytest
 import torch
@@ -144,6 +145,18 @@ def test_a_changed_manifest_is_found(bundle: Path, change: Callable[[dict[str, A
         read_bundle(bundle)
 
 
+@pytest.mark.parametrize(
+    "change", [{"beta_schedule": "x"}, {"num_train_timesteps": 0}, {"num_train_timesteps": 10**13}]
+)
+def test_a_strangers_schedule_is_refused_in_words(bundle: Path, change: dict[str, Any]) -> None:
+    """Whole and hashed anew, and nothing that an export makes."""
+    manifest = read_bundle(bundle).manifest
+    recipe = msgspec.structs.replace(manifest.recipe, schedule={**manifest.recipe.schedule, **change})
+    (bundle / FILE_NAME).write_bytes(msgspec.structs.replace(manifest, recipe=recipe, key=recipe.key).dump())
+    with pytest.raises(EngineError, match="cannot be read"):
+        read_bundle(bundle)
+
+
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
     """A folder without a manifest is an error that says how to make a bundle."""
     with pytest.raises(EngineError) as refused:
@@ -205,6 +218,15 @@ def test_the_key_ignores_where_things_lie(
         engine.bank.packed([Prompt("a <dog>", make_adapter(copied.spec, 1)), Prompt("a dog")])
     assert plan_export(copied, tmp_path / "none").recipe.key == before
     assert plan_export(bases["sd15"], tmp_path / "none").recipe.key == before
+
+
+def test_the_key_ignores_the_order_of_a_set(bases: dict[str, BaseModel], tmp_path: Path) -> None:
+    """diffusers lists the settings that a scheduler's file leaves out in an order of chance."""
+    base, keys = bases["sd15"], set()
+    for names in (["a", "b"], ["b", "a"]):
+        schedule = replace(base.spec.schedule, config={**base.spec.schedule.config, "_use_default_values": names})
+        keys.add(plan_export(replace(base, spec=replace(base.spec, schedule=schedule)), tmp_path).recipe.key)
+    assert len(keys) == 1
 
 
 def test_a_plan_tells_names_and_sizes(base: BaseModel, bundles: dict[str, Path], shape: str, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_wrong_option_exits_2(wrong: str) -> None:
         ("--onnx --batch 2", "every batch"),
         ("--onnx --precision bf16", "no bf16"),
         ("--onnx --merge missing.safetensors:0.5", "no LoRA's .safetensors file"),
-        ("--openvino --sizes 65", "65 pixels cannot be compiled"),
+        ("--openvino --sizes 65", "65 pixels cannot be drawn"),
         ("--openvino --sizes 32 --slopes", "slopes are of 16 by 16 pixels"),
     ],
 )

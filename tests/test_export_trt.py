@@ -64,6 +64,13 @@ def test_without_a_gpu_the_engine_says_so(bundle: Path) -> None:
         assert engine.kind == "onnx"
 
 
+def test_a_bundle_without_plans_is_none_for_tensorrt(bundles: dict[str, Path]) -> None:
+    """Whatever is installed here."""
+    with pytest.raises(EngineError, match="holds no TensorRT plans") as refused:
+        open_engine(engine="trt", bundle=bundles["sd15"])
+    assert "cpserve export --trt" in refused.value.hint
+
+
 @ahead
 def test_a_graph_that_cannot_be_built_says_why(tmp_path: Path) -> None:
     """What TensorRT cannot parse is an error in TensorRT's own words."""

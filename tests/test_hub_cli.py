@@ -57,6 +57,9 @@ def test_the_story_of_a_repository(home, hub, tmp_path, monkeypatch):
     assert [each["version"] for each in told("log", PETS)] == [3, 2, 1]
     [listed] = told("list", PETS)
     assert (listed["name"], listed["version"], listed["aliases"]) == (PETS, 3, {"prod": 1})
+    assert told("alias", "remove", PETS, "prod") == {"name": PETS, "removed": "prod"}
+    assert f"{PETS} has no alias 'prod'" in run("alias", "remove", PETS, "prod", code=1).stderr
+    assert told("alias", "list", PETS) == {}
     assert told("show", f"{PETS}@v2")["version"] == 2
     run("checkout", f"{PETS}@v2", tmp_path / "out")
     assert (tmp_path / "out" / "README.md").read_bytes() == files_of(2)["README.md"]
@@ -118,6 +121,8 @@ REFUSALS = {
     "a repair of what is here": ("verify pets --repair", "only tags on the Hub can be repaired"),
     "a reserved alias": ("alias set pets latest v1", "cannot be an alias"),
     "no such version": ("alias set pets prod v9", "there is no pets@v9"),
+    "no such alias": ("alias remove pets prod", "pets has no alias 'prod'"),
+    "aliases of nobody": ("alias list cats", "there is no adapter 'cats'"),
     "no file": ("import nothing.safetensors x", "cannot be read"),
     "weights that are none": ("convert pets --format kohya --out x.safetensors", "is not a safetensors file"),
     "weights that cannot be compared": ("diff pets pets", "is not a safetensors file"),

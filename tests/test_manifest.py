@@ -115,7 +115,9 @@ def test_an_old_document_reads_as_a_manifest_of_today():
     assert "upgrade" in caught.value.hint
 
 
-@pytest.mark.parametrize("document", [b"[" * 10**5, b'{"settings": ' + b'{"a": ' * 10**5])
+@pytest.mark.parametrize(
+    "document", [b"[" * 10**5, b'{"settings": ' + b'{"a": ' * 10**5, b'{"x": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"]
+)
 def test_a_document_nested_without_end_is_refused_in_words(document):
     """Neither the stack nor the interpreter's limit is what a stranger's file meets first."""
     with pytest.raises(AdapterError, match="cannot be read"):

@@ -93,6 +93,13 @@ def test_text_is_read_by_both_encoders(engine: EagerEngine) -> None:
         assert tuple(changes) == moved
 
 
+def test_what_follows_a_learned_word_is_read(engine: EagerEngine) -> None:
+    """The pooled text is that of the end, not of the last learned word."""
+    adapter = make_adapter(engine.spec, 1)
+    one, other = (engine.bank._states(Prompt(f"a <dog> {rest}", adapter))[0, 0, -POOLED:] for rest in ("red", "bowl"))
+    assert float((one - other).abs().max()) > 0.1
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_token_is_learned_in_both_encoders(bases: dict[str, BaseModel], tmp_path: Path, method: str) -> None:
     """Whatever the method, each encoder's share of the new token moves away from where it started; earlier tokens stay."""

@@ -67,7 +67,6 @@ def test_constructing_and_asking_touch_no_disk(store, tmp_path):
     """An unused store leaves nothing behind, and has nothing."""
     assert store.names() == []
     assert store.head("pets") == 0
-    assert store.aliases("pets") == {}
     assert store.verify() == []
     assert list(tmp_path.iterdir()) == []
 

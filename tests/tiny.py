@@ -129,7 +129,7 @@ def text_encoder(kind: Any, width: int, vocabulary: int, activation: str) -> Any
             hidden_act=activation,
             projection_dim=POOLED,
             bos_token_id=vocabulary - 2,
-            eos_token_id=vocabulary - 1,
+            eos_token_id=2,  # as real ones have it, whatever the tokenizer's is
             pad_token_id=vocabulary - 1,
         )
     )

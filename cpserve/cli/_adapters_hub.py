@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import click
 
 from cpserve.cli._common import Common, common_options, examples, hub_options
@@ -77,12 +75,25 @@ def alias() -> None:
 @common_options
 def set_(common: Common, name: str, alias_: str, version: str) -> None:
     """Make an alias stand for a version, whatever it stood for before; NAME is here or hf://USER/REPO."""
-    if not re.fullmatch(r"v[1-9][0-9]{0,8}", version):
+    from adapter_store.ref import VERSION
+
+    if not VERSION.fullmatch(version):
         raise click.BadParameter(f"{version!r} is no version, such as v3", param_hint="vN")
     number = int(version[1:])
     common.store.set_alias(name, alias_, number)
     value = {"name": name, "alias": alias_, "version": number}
     emit(value, f"{name}@{alias_} is now v{number}", as_json=common.json)
+
+
+@alias.command(epilog=examples("cpserve adapters alias remove pets prod"))
+@click.argument("name")
+@click.argument("alias_", metavar="ALIAS")
+@hub_options
+@common_options
+def remove(common: Common, name: str, alias_: str) -> None:
+    """Make an alias stand for nothing; the version stays."""
+    common.store.remove_alias(name, alias_)
+    emit({"name": name, "removed": alias_}, f"{name} has no alias {alias_} any more", as_json=common.json)
 
 
 @alias.command("list", epilog=examples("cpserve adapters alias list pets"))

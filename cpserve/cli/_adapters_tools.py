@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 from cpserve.cli._border import write, writing
-from cpserve.cli._common import Common, base_option, common_options, examples, hub_options, open_base
+from cpserve.cli._common import (
+    Common,
+    base_option,
+    common_options,
+    examples,
+    hub_options,
+    note_unfinished,
+    open_base,
+)
 from cpserve.cli._show import emit, note, pairs, table
 
 MIB = 1 << 20
@@ -61,13 +69,21 @@ def gc(common: Common, dry_run: bool) -> None:
     total = f"{'would delete' if dry_run else 'deleted'} {len(rows)} files, {sum(b for _, b, _ in rows) / MIB:,.1f} MiB"
     text = f"{table(('file', 'bytes', 'what'), rows)}\n\n{total}" if rows else "nothing to delete"
     emit(value, text, as_json=common.json)
+    note_unfinished(store)
 
 
-@click.command(epilog=examples("cpserve adapters delete pets", "cpserve adapters delete pets --yes --json"))
+@click.command(
+    epilog=examples(
+        "cpserve adapters delete pets",
+        "cpserve adapters delete pets --yes --json",
+        "cpserve adapters delete pets --unfinished",
+    )
+)
 @click.argument("name")
+@click.option("--unfinished", is_flag=True, help="Only what a training that was stopped keeps; the versions stay.")
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 @common_options
-def delete(common: Common, name: str, yes: bool) -> None:
+def delete(common: Common, name: str, unfinished: bool, yes: bool) -> None:
     """Delete an adapter from this machine, with all its versions and samples.
 
     Also what an unfinished run keeps of its pictures, and whatever else no other adapter refers to. On the Hub a repository is
@@ -76,10 +92,15 @@ def delete(common: Common, name: str, yes: bool) -> None:
     if name.startswith("hf://"):
         raise click.UsageError("what is on the Hub is deleted there, in the repository's settings")
     from cpserve.learning import delete as delete_all
+    from cpserve.learning import drop_unfinished
 
     store = common.store
+    if unfinished:
+        drop_unfinished(store, name)
+        emit({"unfinished": name}, f"deleted what the training of {name} had kept", as_json=common.json)
+        return
     head = store.head(name)
-    if not yes:
+    if head and not yes:
         click.confirm(f"delete {name} with its {head} versions?", abort=True, err=True)
     versions, freed = delete_all(store, name)
     value = {"deleted": name, "versions": versions, "bytes": freed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from cpserve.adapter import Adapter
     from cpserve.base import BaseModel
     from cpserve.engine import Engine
-    from cpserve.manifest import Manifest
+    from cpserve.manifest import BaseEntry, Manifest
 
 BASE = "builtin:emoji64"
 ENGINES = (
@@ -141,24 +142,45 @@ def open_base(common: Common, base: str | None, revision: str | None = None) -> 
     common.set_threads()
     from cpserve.base import load_base
 
-    return load_base(base or BASE, revision=revision)
+    return load_base(base or BASE, revision=revision, token_file=common.token_file)
+
+
+def note_unfinished(store: Store) -> None:
+    """Say which trainings were stopped: they keep latents of pictures."""
+    for name in store.unfinished():
+        note(
+            f"a training of {name} is not finished and keeps latents of its pictures: go on with train --resume, or drop it"
+            f" with cpserve adapters delete {name} --unfinished"
+        )
 
 
 def base_of(ref: str, manifest: Manifest) -> tuple[str, str | None]:
     """The base model that an adapter was learned on, and its commit on the Hub.
 
     Raises:
-        AdapterError: it is a folder that is not here, or the adapter is a stranger's, who is not to choose what is fetched.
+        AdapterError: it is not on this machine; the adapter may be a stranger's, who is not to choose what is fetched.
     """
     from cpserve.errors import AdapterError
 
     base = manifest.base
-    if base.id != BASE and (ref.startswith("hf://") or not (base.commit or Path(base.id).exists())):
+    if base.id != BASE and not _is_here(base):
         raise AdapterError(
-            f"{ref} was learned on {base.id}, a base that is only taken when you name it",
+            f"{ref} was learned on {base.id}, which is not here and only fetched when you name it",
             hint=f"add --base {base.id}",
         )
     return base.id, base.commit
+
+
+def _is_here(base: BaseEntry) -> bool:
+    """Whether a base is a folder of this machine, or was fetched from the Hub before."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(base.id, "model_index.json", revision=base.commit)
+    except HFValidationError:
+        found = None
+    return isinstance(found, str) or os.path.exists(base.id)  # noqa: PTH110 - pathlib's raises where a name is too long
 
 
 def open_for(common: Common, engine: str, bundle: Path | None, base: str | None, refs: Sequence[str]) -> Engine:
@@ -172,7 +194,14 @@ def open_for(common: Common, engine: str, bundle: Path | None, base: str | None,
     source, revision = base or BASE, None
     if refs and not (base or bundle):
         source, revision = base_of(refs[0], common.store.version(refs[0]).manifest)
-    return open_engine(source, revision=revision, engine=engine, bundle=bundle, threads=common.threads)
+    return open_engine(
+        source,
+        revision=revision,
+        token_file=common.token_file,
+        engine=engine,
+        bundle=bundle,
+        threads=common.threads,
+    )
 
 
 def read_adapters(common: Common, engine: Engine, refs: Sequence[str]) -> dict[str, tuple[str, Adapter]]:

@@ -21,7 +21,7 @@ LINE_S = 10.0  # between two lines of progress where there is no terminal
 
 def emit(value: Any, text: str, *, as_json: bool) -> None:
     """Print the one or the other."""
-    click.echo(json.dumps(value, indent=1) if as_json else text)
+    click.echo(json.dumps(value, indent=1) if as_json else "\n".join(map(printable, text.split("\n"))))
 
 
 def note(text: str) -> None:

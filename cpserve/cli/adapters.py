@@ -9,7 +9,7 @@ import click
 
 from cpserve.cli._adapters_hub import alias, pull, push
 from cpserve.cli._adapters_tools import annotate, convert, delete, diff, gc, import_
-from cpserve.cli._common import Common, common_options, examples, hub_options
+from cpserve.cli._common import Common, common_options, examples, hub_options, note_unfinished
 from cpserve.cli._show import emit, note, pairs, table
 from cpserve.errors import IntegrityError, printable
 
@@ -56,6 +56,8 @@ def list_(ctx: click.Context, common: Common, names: tuple[str, ...]) -> None:
     rows = [(name, f"v{head.version}", _names(head), head.method, head.base.id) for name, head in heads.items()]
     empty = f"{store.root} holds no adapter; learn one: cpserve train --concept ZIP"
     emit(value, table(("name", "newest", "concepts", "method", "base"), rows) if rows else empty, as_json=common.json)
+    if not names:
+        note_unfinished(store)
     if damaged:
         ctx.exit(1)
 

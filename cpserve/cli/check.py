@@ -18,7 +18,7 @@ from cpserve.cli._show import emit, note, table
 def check(ctx: click.Context, common: Common, path: Path) -> None:
     """Show what training would see, and refuse.
 
-    Exit 1 if it would refuse anything.
+    Exit 1 if it would refuse a picture.
     """
     from cpserve.concept import inspect_concept, name_of
     from cpserve.errors import RefError

@@ -24,7 +24,7 @@ from cpserve.cli._show import reporting
 @click.option(
     "--examples",
     "taught",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     default=Path("examples"),
     show_default=True,
     metavar="DIR",

@@ -135,7 +135,7 @@ def _draw(
     from cpserve.prompts import Prompt
 
     for text, named in jobs:
-        _warn_of_strangers(text, named)
+        _warn(engine, text, named)
     written: list[dict[str, Any]] = []
     images: list[Image.Image] = []
     every = [(text, named, seed) for text, named in jobs for seed in seeds]
@@ -181,9 +181,15 @@ def _made_by(
     }
 
 
-def _warn_of_strangers(prompt: str, named: Named | None) -> None:
-    """A token that nobody learned is drawn as its letters: most likely a typing error or the wrong adapter."""
+def _warn(engine: Engine, prompt: str, named: Named | None) -> None:
+    """A token that nobody learned is drawn as its letters: most likely a typing error or the wrong adapter. What is too long
+    is cut off.
+    """
+    from cpserve.prompts import left_out
+
     known = named[1].tokens if named else []
+    if cut := left_out(engine.spec.tokenizer, prompt, known):
+        note(f"the base reads {engine.spec.tokens} tokens of a prompt; left out is: {cut}")
     for token in re.findall(r"<[\w.-]+>", prompt):
         if token not in known:
             note(

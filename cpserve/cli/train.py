@@ -176,19 +176,23 @@ def train(
     if resume and restart:
         raise click.UsageError("--resume and --restart exclude each other")
     from cpserve.concept import read_concept
-    from cpserve.learning import clear_finished
+    from cpserve.learning import check_way, clear_finished
     from trainer.methods import BY_NAME
 
     settings = _settings(config, given)
     past = BY_NAME[settings.method].consolidate
     who = learner(common, adapter, local, push=push, fork=fork, past=past, dry_run=dry_run)
-    if not (restart or dry_run):
-        clear_finished(common.store, who.name)
+    if not restart:
+        check_way(common.store, who.name, resume=resume)
+        if not dry_run:
+            clear_finished(common.store, who.name)
     concepts = [
         read_concept(path, name=name, class_word=word)
         for path, name, word in zip_longest(paths, names, class_words)  # all as long, or empty
     ]
-    _check_names(concepts, [] if resume else who.known)
+    if resume:
+        concepts = [concept for concept in concepts if concept.name not in who.known]
+    _check_names(concepts, who.known)
     common.set_threads()
     source, revision = base or BASE, None
     if who.newest and not base:

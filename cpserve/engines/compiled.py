@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cpserve.at_once import CELLS, PIXELS, most
 from cpserve.bundle import read_bundle
 from cpserve.engine import Engine
 from cpserve.errors import EngineError
@@ -27,8 +28,8 @@ ANY: Shape = ()  # of a graph that was built for every shape
 class CompiledEngine(Engine):
     """Opens each graph when it is first needed.
 
-    `rows` are the row counts that graphs are built for, ascending (none: any); a call is cut into slices of those, so a
-    call may have any number of rows. `streams` is how many slices run at the same time.
+    `rows` are the row counts that graphs are built for, ascending (none: any); a call is cut into slices of those, or of what
+    memory has room for, so a call may have any number of rows. `streams` is how many slices run at the same time.
     """
 
     rows: Shape = ()
@@ -70,7 +71,9 @@ class CompiledEngine(Engine):
         """
 
     def infer(self, latents: Tensor, timestep: Tensor, kv_bank: Tensor, slot: Tensor, *added: Tensor) -> Tensor:
-        return self._by_rows("unet", [latents, timestep, slot, *added], lambda z, t, s, *a: (z, t, kv_bank, s, *a))
+        return self._by_rows(
+            "unet", CELLS, [latents, timestep, slot, *added], lambda z, t, s, *a: (z, t, kv_bank, s, *a)
+        )
 
     def infer_slopes(self, rows: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
         outputs = []
@@ -83,10 +86,10 @@ class CompiledEngine(Engine):
         return self._runner("text_encoder", ANY)(ids, extra)()
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
-        return self._by_rows("vae_encoder", [pictures])
+        return self._by_rows("vae_encoder", PIXELS, [pictures])
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self._by_rows("vae_decoder", [latents])
+        return self._by_rows("vae_decoder", PIXELS // self.spec.vae_factor**2, [latents])
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -103,11 +106,17 @@ class CompiledEngine(Engine):
         self._runners.clear()
 
     def _by_rows(
-        self, graph: str, inputs: Sequence[Tensor], arranged: Callable[..., tuple[Tensor, ...]] = lambda *rows: rows
+        self,
+        graph: str,
+        cells: int,
+        inputs: Sequence[Tensor],
+        arranged: Callable[..., tuple[Tensor, ...]] = lambda *rows: rows,
     ) -> Tensor:
-        """A graph on slices of row-wise inputs; `arranged` makes the graph's inputs of a slice."""
-        parts = []
-        for cut in turns(len(inputs[0]), self.rows, self.streams):
+        """A graph on slices of row-wise inputs, of some `cells` of the first one where `rows` are free; `arranged` makes the
+        graph's inputs of a slice.
+        """
+        parts, counts = [], self.rows or (most(cells, inputs[0]),)
+        for cut in turns(len(inputs[0]), counts, self.streams):
             given = [[filled(x[rows], self.rows) for x in inputs] for rows in cut]
             runner = self._runner(graph, tuple(given[0][0].shape) if self.rows else ANY, len(cut))
             outputs = [output() for output in [runner(*arranged(*part)) for part in given]]

@@ -49,13 +49,17 @@ class OpenvinoEngine(CompiledEngine):
             _unshare(model)
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": HINTS[self.precision if graph in LOWERED else "float32"],
+            "INFERENCE_PRECISION_HINT": HINTS[self._precision(graph)],
         }
         if streams > 1:
             hints["NUM_STREAMS"] = str(streams)
         if self.threads:
             hints["INFERENCE_NUM_THREADS"] = str(self.threads)
         return self._core.compile_model(model, DEVICE, hints)
+
+    def _precision(self, graph: str) -> str:
+        held = graph != "vae_decoder" or self.precision != "float16" or self.spec.half_decoder
+        return self.precision if graph in LOWERED and held else "float32"
 
     def _build(self, graph: str, shape: Shape, streams: int) -> Runner:
         compiled = self.compiled(graph, shape, streams)

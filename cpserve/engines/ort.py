@@ -36,6 +36,8 @@ class OrtEngine(CompiledEngine):
         found = PROVIDERS["cuda"] in onnxruntime.get_available_providers() and torch.cuda.is_available()
         self._place = torch.device("cuda", torch.cuda.current_device()) if found else CPU
         self.device = self._place
+        recipe = self.bundle.manifest.recipe
+        self.precision = "float32" if recipe.runner == "openvino" else recipe.precision  # whose graphs are float32
 
     def _build(self, graph: str, shape: Shape, streams: int) -> Runner:  # noqa: ARG002 - a session takes any
         session = self._session(graph)
@@ -62,7 +64,8 @@ class OrtEngine(CompiledEngine):
         options.log_severity_level = 3
         if graph != "unet":  # a thread that spins for more work is in the way of torch's threads, which come next
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        provider, its_options = PROVIDERS[self._place.type], {"device_id": self._place.index}
+        provider = PROVIDERS[self._place.type]
+        its_options = {"device_id": self._place.index, "use_tf32": 0}  # float32 is meant where the graph says it
         providers = [(provider, its_options)] if self._place.type == "cuda" else [provider]
         session = self._runtime.InferenceSession(self.bundle.graph(graph), options, providers=providers)
         if provider not in session.get_providers():  # it falls back to the CPU without a word

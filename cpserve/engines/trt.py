@@ -28,12 +28,14 @@ class TrtEngine(OrtEngine):
     kind = "trt"
 
     def _load(self) -> None:
+        recipe = self.bundle.manifest.recipe
+        if recipe.runner != "trt":
+            raise EngineError("the bundle holds no TensorRT plans", hint="make one that does: cpserve export --trt")
         super()._load()
         self._trt = load_tensorrt()
         if not torch.cuda.is_available():
             raise EngineError("there is no NVIDIA GPU here", hint="the bundle's graphs also run with --engine onnx")
         self.device = torch.device("cuda", torch.cuda.current_device())
-        recipe = self.bundle.manifest.recipe
         self.rows, self.precision = recipe.rows, recipe.precision
         self._engines: dict[str, Any] = {}
 
@@ -91,6 +93,7 @@ class PlanRunner:
             self.context.set_tensor_address(name, buffer.data_ptr())
         self.inputs = [self.buffers[name] for name in inputs]
         [self.output] = [self.buffers[name] for name in names if name not in inputs]
+        self.stream.wait_stream(torch.cuda.current_stream())  # on which the buffers are made zeros
         with torch.cuda.stream(self.stream):
             self._enqueue()  # the first run allocates, which must not be captured
         self.stream.synchronize()

@@ -64,7 +64,15 @@ def table(line: dict[str, Any]) -> str:
     for name, one in line["encoder"].items():
         shares = [percent(s) for s in (one["accuracy"], one.get("near_twins"), one[found]["found"])]
         rows.append([name, *shares[:2], "–", "–", f"{one['seconds_in_bulk']:.3g}", shares[2]])
-    head = ["", "right", "near-twins", "evaluations", "s, one alone", "s each, many", "never taught, found"]
+    head = [
+        "",
+        "right",
+        "near-twins",
+        "evaluations",
+        "s, one alone",
+        "s each, many (mean of all processors)",
+        "never taught, found",
+    ]
     times, off = line["ratios"], line["difference"]
     (low, high), (least, most) = off["interval"], off["interval_by_concept"]
     said = (

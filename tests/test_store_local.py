@@ -119,7 +119,7 @@ def test_a_commit_from_an_old_head_writes_nothing(pets, tmp_path):
     for expected in (0, 2, 4):
         with pytest.raises(StoreError, match="its head is v3") as caught:
             pets.commit("pets", {"a": b"1"}, draft(), expected_head=expected)
-        assert "--adapter" in caught.value.hint
+        assert "--restart" in caught.value.hint
     assert snapshot(tmp_path / "home") == before
     assert pets.commit("pets", {"a": b"1"}, draft(), expected_head=None).manifest.version == 4
 

@@ -6,9 +6,10 @@ TORCH_INDEX ?=
 # The checks also build TensorRT plans if you ask for NVIDIA's library, which is not open source: EXTRAS=cpu,openvino,trt,bench,dev
 EXTRAS ?= cpu,openvino,bench,dev
 BIN := .venv/bin
-READY := .venv/.ready
+COMMA := ,
+READY := .venv/.ready-$(subst $(COMMA),-,$(EXTRAS))
 
-.PHONY: .venv demo test lint bench clean
+.PHONY: .venv demo test lint bench clean distclean
 
 .venv: $(READY)
 
@@ -41,5 +42,9 @@ bench: $(READY)
 	@set -e; for each in $(BENCHMARKS); do echo "== $$each"; $(BIN)/python benchmarks/$$each.py $(if $(filter forgetting,$$each),--quick); done
 
 clean:
-	rm -rf demo out build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	rm -rf demo out dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# build/ holds hours of work: drawings, checkpoints of training, benchmarks that go on where they were
+distclean: clean
+	rm -rf build .venv

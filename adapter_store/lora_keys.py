@@ -76,13 +76,13 @@ class Key:
 def parse_key(name: str) -> Key | None:
     """What a tensor is by its name, in any of these tongues; None where it is not understood."""
     if match := _KOHYA.fullmatch(name):
-        path = _dotted(match[2])
-        root = "unet" if match[1] == "unet" else "text_encoder"
-        return Key(f"{root}.{path}", _PARTS[match[3]]) if path else None
-    if match := _DIFFUSERS.fullmatch(name):
-        path = _PROCESSOR.sub(lambda m: f".{m[1]}" + (".0" if m[1] == "to_out" else ""), match[2])
-        return Key(f"{match[1]}.{path}", _PARTS[match[3]])
-    return None
+        path, root = _dotted(match[2]), "unet" if match[1] == "unet" else "text_encoder"
+    elif match := _DIFFUSERS.fullmatch(name):
+        path, root = _PROCESSOR.sub(lambda m: f".{m[1]}" + (".0" if m[1] == "to_out" else ""), match[2]), match[1]
+    else:
+        return None
+    known = path and "lora" not in path.split(".")  # which is a part's sign, no module's name
+    return Key(f"{root}.{path}", _PARTS[match[3]]) if known else None
 
 
 def is_kv(module: str) -> bool:

@@ -213,14 +213,35 @@ def test_any_damage_is_a_lora_or_an_adapter_error(place, value, cut, naming):
         assert all(np.isfinite(array).all() for pair in modules.values() for array in pair)
 
 
+WORDS = st.sampled_from(["down_blocks", "mid_block", "attentions", "attn2", "to_k", "to_out", "ff", "net", "0", "11"])
+
+
 @LAW
-@given(name=st.text(max_size=60) | st.from_regex(r"lora_unet_[a-z0-9_.]{0,40}", fullmatch=True))
+@given(
+    root=st.sampled_from(["unet", "text_encoder"]),
+    path=st.lists(WORDS, min_size=1, max_size=6).map(".".join),
+    part=st.sampled_from(["A", "B", "alpha"]),
+)
+def test_a_key_is_understood_as_it_was_written(root, path, part):
+    """In diffusers' names and in kohya's, where underscores stand for dots and in names alike."""
+    key = Key(f"{root}.{path}", part)
+    assert parse_key(key.diffusers) == parse_key(key.kohya) == key
+    assert is_kv(key.module) == (root == "unet" and path.endswith(".attn2.to_k"))
+
+
+@LAW
+@given(
+    name=st.from_regex(
+        r"(lora_unet|unet)[_.](to_k|attn2|lora|[a-z0-9]{1,3})([_.](to_k|lora|lora_A|alpha|processor|[a-z0-9]{1,3})){0,3}"
+        r"\.(lora_down\.weight|lora\.up\.weight|lora_A\.weight|alpha)",
+        fullmatch=True,
+    )
+    | st.text(max_size=60)
+)
 def test_any_name_is_a_key_or_none(name):
-    """A key that was understood is written and understood again as the same."""
+    """What was understood of any name is written and understood again as the same."""
     key = parse_key(name)
-    if key:
-        assert parse_key(key.diffusers) == key
-        assert is_kv(key.module) in {True, False}
+    assert key is None or parse_key(key.diffusers) == key
 
 
 def test_a_card_is_what_the_hub_reads(tmp_path):

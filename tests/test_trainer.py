@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -334,7 +337,7 @@ def test_half_a_run_leaves_no_latents(base: BaseModel, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("latents*"))
 
 
-LONG = replace(QUICK, steps=60)
+LONG = replace(QUICK, steps=80)
 
 
 def test_killed_at_any_moment_training_goes_on(
@@ -343,22 +346,29 @@ def test_killed_at_any_moment_training_goes_on(
     """`kill -9` at 20 seeded moments, each time resumed: the store verifies, and the end equals an undisturbed run's."""
     monkeypatch.setattr("trainer.loop.SAVE_EVERY_S", 0.0)
     rng, fork, store = np.random.default_rng(1), multiprocessing.get_context("fork"), Store(tmp_path)
-    began, within = time.monotonic(), 0
     straight = learned(base, tmp_path / "straight", LONG, "dog")
-    whole = time.monotonic() - began
     for _ in range(20):
+        reached, steps = fork.Event(), iter(range(1, int(rng.integers(1, 3))))
+
+        def told(what: str, *_: object, reached: Any = reached, steps: Iterator[int] = steps) -> None:
+            if what == "learning dog" and next(steps, None) is None:
+                reached.set()
+
         child = fork.Process(
-            target=learn_and_keep, args=(base, [concept("dog")], store, "pets", LONG), kwargs={"resume": True}
+            target=learn_and_keep,
+            args=(base, [concept("dog")], store, "pets", LONG),
+            kwargs={"resume": True, "progress": told},
         )
         child.start()
-        time.sleep(rng.uniform(0.02, 0.5 * whole))
+        while not reached.wait(0.1):
+            assert child.is_alive()
+        time.sleep(rng.uniform(0, 0.01))  # into the next step, or its saving
         child.kill()
         child.join()
+        assert child.exitcode == -signal.SIGKILL
         assert not store.verify()
-        within += 0 < Record(tmp_path / "runs" / "pets").load_state("learn")[1] < LONG.steps
-    assert within > 0
-    if store.head("pets") == 0:
-        learn_and_keep(base, [concept("dog")], store, "pets", LONG, resume=True)
+    assert 0 < Record(tmp_path / "runs" / "pets").load_state("learn")[1] < LONG.steps
+    learn_and_keep(base, [concept("dog")], store, "pets", LONG, resume=True)
     assert store.head("pets") == 1
     assert head_adapter(store, "pets", base, "none").content_hash == straight.content_hash
 

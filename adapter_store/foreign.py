@@ -21,10 +21,10 @@ from adapter_store.lora_keys import OTHER_KINDS, Format, Key, Part, is_kv, parse
 from adapter_store.tensors import Array, parse_arrays
 from adapter_store.version import sha256
 from cpserve.errors import AdapterError
+from cpserve.lora_header import ROOTS, lora_header
 from cpserve.manifest import WEIGHTS, BaseEntry, Manifest, plain
 
 LARGEST_RANK = 1024
-ROOTS = ("unet", "text_encoder")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,8 @@ def write_lora(lora: Lora, tongue: Format) -> bytes:
         for part, array in parts.items():
             key = Key(module, part)
             tensors[key.kohya if tongue == "kohya" else key.diffusers] = np.asarray(array, order="C")
-    header = {"lora_adapter_metadata": _metadata(lora)} if tongue == "diffusers" else {"format": "pt"}
+    ranks = {module: len(a) for module, (a, _) in lora.modules.items()}
+    header = lora_header(ranks) if tongue == "diffusers" else {"format": "pt"}
     return bytes(save(tensors, metadata=header))
 
 
@@ -144,19 +145,6 @@ def _told_alpha(header: Mapping[str, Any], module: str, rank: int) -> float:
         return float(told)
     except OverflowError:
         raise AdapterError(f"the alpha of {plain(module)} is out of range", hint="take another file") from None
-
-
-def _metadata(lora: Lora) -> str:
-    """diffusers' own account of ranks and alphas, for each model that is touched."""
-    told: dict[str, Any] = {}
-    for root in ROOTS:
-        ranks = {m.partition(".")[2]: len(a) for m, (a, _) in lora.modules.items() if m.startswith(f"{root}.")}
-        if ranks:
-            usual = max(ranks.values())
-            own = {module: rank for module, rank in ranks.items() if rank != usual}
-            told |= {f"{root}.r": usual, f"{root}.lora_alpha": usual, f"{root}.target_modules": sorted(ranks)}
-            told |= {f"{root}.rank_pattern": own, f"{root}.alpha_pattern": own}
-    return json.dumps(told, sort_keys=True)
 
 
 def draft_of(lora: Lora, base: BaseEntry, name: str, content: bytes) -> tuple[Manifest, dict[str, bytes]]:

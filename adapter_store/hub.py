@@ -33,6 +33,11 @@ class HubStore:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
+    @property
+    def endpoint(self) -> str:
+        """The Hub's address."""
+        return self._connection.endpoint
+
     def client(self, repo: str) -> HubClient:
         """For requests to one repository."""
         return HubClient(self._connection, repo)

@@ -10,14 +10,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from adapter_store.atomic import disk_errors, locked, make_folder, staged, sweep, sync_folder
 from adapter_store.layout import MANIFEST, LocalLayout, check_paths, is_training_only
 from adapter_store.partial import Left
-from adapter_store.ref import VERSION, check_alias, no_alias
+from adapter_store.ref import VERSION
 from adapter_store.version import Version, check_previous, completed, damaged, entries_of, parse, sha256
-from cpserve.errors import IntegrityError, RefError, StoreError
+from cpserve.errors import IntegrityError, StoreError
 from cpserve.manifest import NAME_PATTERN, FileEntry, Manifest, Parent
 
 
@@ -30,11 +31,11 @@ class LocalStore:
 
     def names(self) -> list[str]:
         """Names with at least one version, sorted."""
-        return [name for name in _listed(self.layout.adapters) if self.head(name)]
+        return [name for name in listed(self.layout.adapters) if self.head(name)]
 
     def unfinished(self) -> list[str]:
         """Names of adapters of which a training is not finished, sorted."""
-        return _listed(self.layout.runs)
+        return listed(self.layout.runs)
 
     def head(self, name: str) -> int:
         """The newest version's number, 0 where there is none."""
@@ -110,14 +111,14 @@ class LocalStore:
                 version.read(path)
             return self._append(name, self.head(name), version.manifest.files, version.manifest, {})
 
-    def receive(self, name: str, chain: Sequence[Version], contents: Mapping[str, bytes], origin: str) -> Version:
+    def receive(self, name: str, chain: Sequence[Version], contents: Mapping[str, bytes], origin: Left) -> Version:
         """Store versions that were made elsewhere, byte by byte; only the last one's `contents` come along.
 
         Args:
             name: what they are called here.
             chain: versions in order, without gaps; those that are here already are only compared.
             contents: files of the last one, checked already; those left out stay where they came from.
-            origin: the reference by which they are found there.
+            origin: where they come from; its paths say nothing yet.
 
         Raises:
             StoreError: the name has other versions here, the lock is held or the disk is full.
@@ -144,53 +145,6 @@ class LocalStore:
         """Where content of that hash is kept, if it is."""
         return self.layout.blob(sha256)
 
-    def alias_names(self, name: str) -> list[str]:
-        """The aliases of one adapter, sorted."""
-        return _listed(self.layout.aliases(name))
-
-    def alias(self, name: str, alias: str) -> int:
-        """The number of the version that one of `alias_names` stands for.
-
-        Raises:
-            IntegrityError: its file is damaged.
-        """
-        text = (self.layout.aliases(name) / alias).read_bytes().decode("ascii", "replace")
-        match = VERSION.fullmatch(text.removesuffix("\n"))
-        if not match or not self.layout.version(name, int(match[1])).is_file():
-            raise damaged(f"{name}@{alias}", f"aliases/{alias}", "names no version")
-        return int(match[1])
-
-    def set_alias(self, name: str, alias: str, number: int) -> None:
-        """Make an alias stand for a version, whatever it stood for before.
-
-        Raises:
-            RefError: the alias is reserved or malformed, or there is no such version.
-            StoreError: the lock is held or the disk is full.
-        """
-        target = self.layout.aliases(name) / check_alias(alias)
-        if not self.layout.version(name, number).is_file():
-            raise RefError(
-                f"there is no {name}@v{number}", ref=f"{name}@v{number}", hint=f"see: cpserve adapters log {name}"
-            )
-        with self._writing(name):
-            make_folder(target.parent)
-            with staged(self.layout.tmp, f"v{number}\n".encode()) as temporary:
-                temporary.replace(target)
-            sync_folder(target.parent)
-
-    def remove_alias(self, name: str, alias: str) -> None:
-        """Make an alias stand for nothing.
-
-        Raises:
-            RefError: the adapter has no such alias.
-            StoreError: the lock is held or the disk refuses.
-        """
-        with self._writing(name):
-            if alias not in (known := self.alias_names(name)):
-                raise no_alias(name, alias, known)
-            (self.layout.aliases(name) / alias).unlink()
-            sync_folder(self.layout.aliases(name))
-
     def _read(self, name: str, number: int, entry: FileEntry) -> bytes:
         try:
             return self.layout.blob(entry.sha256).read_bytes()
@@ -198,13 +152,12 @@ class LocalStore:
             left = self.left(name, number)
             if not left or entry.path not in left.paths:
                 raise
-        whole = " --for-training" if is_training_only(entry.path) else ""
         raise StoreError(
             f"{name}@v{number}: {entry.path} was not pulled",
-            hint=f"fetch it: cpserve adapters pull {left.origin}@v{number} --as {name}{whole}",
+            hint=f"fetch it: {left.fetching(number, name, for_training=is_training_only(entry.path))}",
         )
 
-    def _receive(self, name: str, version: Version, contents: Mapping[str, bytes], origin: str) -> None:
+    def _receive(self, name: str, version: Version, contents: Mapping[str, bytes], origin: Left) -> None:
         number = version.manifest.version
         pointer, known = self.layout.version(name, number), number <= self.head(name)
         if known and self.pinned(name, number) != version.pin.manifest_sha256:
@@ -222,7 +175,7 @@ class LocalStore:
             if not known:
                 self._point(pointer, version.document)
 
-    def _leave(self, name: str, version: Version, origin: str) -> None:
+    def _leave(self, name: str, version: Version, origin: Left) -> None:
         """Record which files of a version are not here."""
         path = self.layout.left(name, version.manifest.version)
         absent = [entry.path for entry in version.manifest.files if not self.layout.blob(entry.sha256).is_file()]
@@ -230,7 +183,7 @@ class LocalStore:
             path.unlink(missing_ok=True)
             return
         make_folder(path.parent)
-        with staged(self.layout.tmp, Left(origin, tuple(absent)).dump()) as temporary:
+        with staged(self.layout.tmp, replace(origin, paths=tuple(absent)).dump()) as temporary:
             temporary.replace(path)
         sync_folder(path.parent)
 
@@ -324,7 +277,7 @@ def _lost(name: str, number: int, what: str) -> IntegrityError:
     )
 
 
-def _listed(folder: Path) -> list[str]:
+def listed(folder: Path) -> list[str]:
     """Names in a folder, sorted; what desktops leave there is none of ours."""
     return sorted(name for name in _names_in(folder) if re.fullmatch(NAME_PATTERN, name))
 

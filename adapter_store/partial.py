@@ -6,16 +6,27 @@ import hashlib
 from dataclasses import dataclass
 from typing import Self
 
+from cpserve.tokens import HUGGING_FACE
+
 
 @dataclass(frozen=True)
 class Left:
-    """`origin` is the reference without a version, `paths` the files that are not here."""
+    """`origin` is the reference without a version, `endpoint` the Hub that it means (empty: not recorded), `paths` the files
+    that are not here.
+    """
 
     origin: str
     paths: tuple[str, ...]
+    endpoint: str = ""
+
+    def fetching(self, number: int, name: str, *, for_training: bool = True) -> str:
+        """The command that brings the rest of version `number` of the adapter that is called `name` here."""
+        where = f" --endpoint {self.endpoint}" if self.endpoint not in {"", HUGGING_FACE} else ""
+        whole = " --for-training" if for_training else ""
+        return f"cpserve adapters pull {self.origin}@v{number} --as {name}{whole}{where}"
 
     def dump(self) -> bytes:
-        body = "\n".join([self.origin, *self.paths]).encode()
+        body = "\n".join([f"{self.origin} {self.endpoint}".strip(), *self.paths]).encode()
         return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
     @classmethod
@@ -28,5 +39,6 @@ class Left:
         digest, _, body = data.partition(b"\n")
         if digest != hashlib.sha256(body).hexdigest().encode():
             raise ValueError("the record is damaged")
-        origin, *paths = body.decode().split("\n")
-        return cls(origin, tuple(paths))
+        where, *paths = body.decode().split("\n")
+        origin, _, endpoint = where.partition(" ")
+        return cls(origin, tuple(paths), endpoint)

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapter_store.aliases import alias_names, aliased, remove_alias, set_alias
 from adapter_store.checkout import checkout
 from adapter_store.local import LocalStore
 from adapter_store.plan import Garbage, GcPlan, delete, plan_gc
@@ -115,7 +116,7 @@ class Store:
         if repo:
             return self._hub.aliases(repo)
         self._existing_head(name)
-        return {alias: self._local.alias(name, alias) for alias in self._local.alias_names(name)}
+        return {alias: aliased(self._local, name, alias) for alias in alias_names(self._local, name)}
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Make an alias stand for a version, whatever it stood for before.
@@ -128,7 +129,7 @@ class Store:
         if repo:
             self._hub.set_alias(repo, alias, version)
         else:
-            self._local.set_alias(name, alias, version)
+            set_alias(self._local, name, alias, version)
 
     def remove_alias(self, name: str, alias: str) -> None:
         """Make an alias stand for nothing; the version stays.
@@ -142,7 +143,7 @@ class Store:
             self._hub.remove_alias(repo, alias)
         else:
             self._existing_head(name)
-            self._local.remove_alias(name, alias)
+            remove_alias(self._local, name, alias)
 
     def rollback(self, ref: Ref | str) -> Version:
         """Store a new version with an older one's content; history is never rewritten. On the Hub no file is uploaded.
@@ -292,10 +293,10 @@ class Store:
     def _number(self, ref: Ref) -> int:
         head = self._existing_head(ref.name)
         if ref.alias is not None:
-            aliases = self._local.alias_names(ref.name)
+            aliases = alias_names(self._local, ref.name)
             if ref.alias not in aliases:
                 raise no_alias(ref.name, ref.alias, aliases)
-            return self._local.alias(ref.name, ref.alias)
+            return aliased(self._local, ref.name, ref.alias)
         if ref.version is not None and ref.version > head:
             raise RefError(f"there is no {ref}", ref=str(ref), hint=f"the newest is {ref.name}@v{head}")
         return ref.version or head

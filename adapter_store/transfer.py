@@ -11,6 +11,7 @@ from adapter_store.hub import HubStore, moved_on
 from adapter_store.layout import check_paths, is_training_only
 from adapter_store.limits import check_announced, check_limits
 from adapter_store.local import LocalStore
+from adapter_store.partial import Left
 from adapter_store.ref import Ref
 from adapter_store.version import Version
 from cpserve.errors import StoreError
@@ -48,7 +49,7 @@ def pull(local: LocalStore, hub: HubStore, ref: Ref, name: str, *, for_training:
     contents = {e.path: version.read(e.path) for e in missing}
     chain = [version] if known else _lineage(local, hub, ref.name, version, name)
     head = local.head(name)
-    stored = local.receive(name, chain, contents, f"hf://{ref.name}")
+    stored = local.receive(name, chain, contents, Left(f"hf://{ref.name}", (), hub.endpoint))
     return Moved(stored, tuple(range(head + 1, number + 1)), tuple(contents))
 
 
@@ -82,8 +83,13 @@ def push(local: LocalStore, hub: HubStore, name: str, repo: str, *, private: boo
     for version in versions[now.number :]:
         left = local.left(name, version.manifest.version)
         if left:  # a fork of what was pulled: the rest comes from where that came from
-            origin = Ref.parse(f"{left.origin}@v{version.manifest.version}")
-            pull(local, hub, origin, name, for_training=True)
+            number = version.manifest.version
+            if left.endpoint not in {"", hub.endpoint}:
+                raise StoreError(
+                    f"{version} is not all here, and the rest is at {left.endpoint}",
+                    hint=f"fetch it first: {left.fetching(number, name)}",
+                )
+            pull(local, hub, Ref.parse(f"{left.origin}@v{number}"), name, for_training=True)
         for path in version.paths():
             version.read(path)  # so that nothing damaged is published
         paths = {entry.path: local.blob(entry.sha256) for entry in version.manifest.files}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from adapter_store.aliases import alias_names, aliased
 from adapter_store.layout import MANIFEST
 from adapter_store.local import LocalStore
 from adapter_store.version import Version, check_previous, damaged
@@ -37,9 +38,9 @@ def problems(store: LocalStore, name: str) -> Iterator[Problem]:
         for fault in (*_lineage_errors(version, before), *_file_errors(store, version)):
             yield Problem(ref, fault.path, str(fault))
         before = version
-    for alias in store.alias_names(name):
+    for alias in alias_names(store, name):
         try:
-            store.alias(name, alias)
+            aliased(store, name, alias)
         except IntegrityError as error:
             yield Problem(f"{name}@{alias}", error.path, str(error))
 

@@ -17,8 +17,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cpserve.errors import AdapterError
+from cpserve.lora_header import lora_header
 from cpserve.manifest import EMBEDDINGS, NEWEST_EMBEDDING, WEIGHTS, BaseEntry, Manifest, plain
-from cpserve.prompt_kv import LORA_PREFIX
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -78,7 +78,7 @@ class Adapter:
 
     def files(self) -> dict[str, bytes]:
         """The version as files (without manifest and card), in the layout that plain diffusers loads."""
-        made = {WEIGHTS: save(_ready(self.lora), metadata=_lora_metadata(self.lora))}
+        made = {WEIGHTS: save(_ready(self.lora), metadata=lora_header(_ranks(self.lora)))}
         for concept in self.manifest.concepts:
             whole = self.embeddings[concept.token]
             for folder, part in zip(EMBEDDINGS, whole.split(list(self.text_widths) or len(whole)), strict=False):
@@ -156,26 +156,14 @@ def _embedding(path: str, content: bytes, token: str) -> Tensor:
     return found[token]
 
 
+def _ranks(lora: Tensors) -> dict[str, int]:
+    end = ".lora_A.weight"
+    return {name.removesuffix(end): len(tensor) for name, tensor in lora.items() if name.endswith(end)}
+
+
 def _moved(tensors: Tensors, device: torch.device) -> Tensors:
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _ready(tensors: Tensors) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _lora_metadata(lora: Tensors) -> dict[str, str]:
-    """diffusers' header: rank and alpha, so that no loader has to guess the scale.
-
-    One entry and no more: safetensors writes several in an order of chance, and equal adapters are to be equal files.
-    """
-    ranks = {
-        k.removeprefix(LORA_PREFIX).removesuffix(".lora_A.weight"): len(t) for k, t in lora.items() if ".lora_A." in k
-    }
-    if not ranks:
-        return {}
-    usual = max(ranks.values())
-    config = {"unet.r": usual, "unet.lora_alpha": usual, "unet.target_modules": sorted(ranks)}
-    config |= {"unet.rank_pattern": {k: r for k, r in ranks.items() if r != usual}}
-    config |= {"unet.alpha_pattern": {k: r for k, r in ranks.items() if r != usual}}
-    return {"lora_adapter_metadata": json.dumps(config, sort_keys=True)}

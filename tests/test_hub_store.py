@@ -97,7 +97,10 @@ def test_serving_leaves_what_only_training_needs_on_the_hub(mine, other, hub):
     assert version.read("pytorch_lora_weights.safetensors") == files_of(3)["pytorch_lora_weights.safetensors"]
     with pytest.raises(StoreError, match="was not pulled") as caught:
         version.read("training/fisher.safetensors")
-    assert caught.value.hint == f"fetch it: cpserve adapters pull {PETS}@v3 --as pets --for-training"
+    assert (
+        caught.value.hint
+        == f"fetch it: cpserve adapters pull {PETS}@v3 --as pets --for-training --endpoint {hub.endpoint}"
+    )
     with pytest.raises(StoreError, match="was not pulled"):
         other.version("pets@v1").read("README.md")
     assert other.verify() == []
@@ -259,6 +262,20 @@ def test_a_fork_of_what_was_pulled_brings_all_along(mine, other):
     assert mine.verify("hf://me/fork") == []
     assert [m.version for m in mine.log("hf://me/fork")] == [4, 3, 2, 1]
     assert content(mine.version("hf://me/fork@v1")) == files_of(1)
+
+
+def test_what_stayed_on_one_hub_is_not_asked_of_another(mine, other, hub, tmp_path):
+    """Whoever moves from Hub to Hub is told what to fetch from the first, and can then."""
+    other.pull(PETS, "pets")
+    with HubServer(tmp_path / "two") as two:
+        elsewhere = Store(other.root, endpoint=two.endpoint)
+        for number in (1, 2, 3):
+            with pytest.raises(StoreError, match=f"the rest is at {hub.endpoint}") as refused:
+                elsewhere.push("pets", "hf://me/copy")
+            assert f"pull {PETS}@v{number} --as pets --for-training --endpoint {hub.endpoint}" in refused.value.hint
+            other.pull(f"{PETS}@v{number}", "pets", for_training=True)
+        assert elsewhere.push("pets", "hf://me/copy").versions == (3,)
+        assert elsewhere.verify("hf://me/copy") == []
 
 
 def test_two_learners_from_one_head(mine, other, hub):

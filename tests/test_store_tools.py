@@ -136,8 +136,9 @@ def test_gc_of_a_damaged_store_is_refused(store):
 @given(paths=st.lists(st.from_regex(r"[a-z/.]{1,20}", fullmatch=True), max_size=3).map(tuple), place=st.integers(0))
 def test_a_record_of_what_was_left_reads_back_or_is_found_damaged(paths, place):
     """Any flipped byte of it is noticed."""
-    record = Left("hf://me/pets", paths).dump()
-    assert Left.parse(record) == Left("hf://me/pets", paths)
+    record = Left("hf://me/pets", paths, "https://hub.example").dump()
+    assert Left.parse(record) == Left("hf://me/pets", paths, "https://hub.example")
+    assert Left.parse(Left("hf://me/pets", paths).dump()) == Left("hf://me/pets", paths)
     flipped = bytearray(record)
     flipped[place % len(record)] ^= 1
     with pytest.raises(ValueError, match="damaged"):
@@ -148,7 +149,7 @@ def test_a_damaged_record_of_what_was_left_is_named_by_verify(store):
     """Verify reads the records of pulls, too; without one, a missing file is damage."""
     version = learn(store)
     other = Store(store.root / "other")
-    other._local.receive("pets", [version], {"README.md": files_of(1)["README.md"]}, "hf://me/pets")
+    other._local.receive("pets", [version], {"README.md": files_of(1)["README.md"]}, Left("hf://me/pets", ()))
     assert other.verify() == []
     record = other.root / "adapters" / "pets" / "left" / "v1"
     whole = record.read_bytes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,17 @@ def concept(name: str, seed: int = 0) -> Concept:
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
     return Concept(name, tuple(Picture(f"{i}.png", Image.fromarray(p)) for i, p in enumerate(pixels)))
+
+
+def zipped(path: Path, seed: int, pictures: int = 2) -> Path:
+    """A concept's pictures as a zip."""
+    rng = np.random.default_rng(seed)
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(pictures):
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "PNG")
+            archive.writestr(f"{i}.png", buffer.getvalue())
+    return path
 
 
 def learned(base: BaseModel, folder: Path, settings: Settings, *names: str) -> Adapter:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import click
@@ -30,6 +29,7 @@ from cpserve.errors import AdapterError
 from cpserve.manifest import Manifest
 from cpserve.sample import SAMPLERS
 from tests.hubserver.content import draft
+from tests.lessons import zipped
 from tools.cli_reference import commands, root
 
 COMMANDS = {context.command_path: command for command, context in commands(main, root())}
@@ -46,16 +46,6 @@ def run(*args: object, code: int = 0) -> Result:
         raise result.exception
     assert result.exit_code == code, result.output
     return result
-
-
-def zipped(path: Path, seed: int, pictures: int = 2) -> Path:
-    """A concept of striped pictures."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for i in range(pictures):
-            buffer = io.BytesIO()
-            Image.effect_noise((64, 64), 20 + 50 * seed + i).convert("RGB").save(buffer, "PNG")
-            archive.writestr(f"{i}.png", buffer.getvalue())
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from cpserve.prompts import Prompt
 from cpserve.recognition import Judging, classify
 from cpserve.sample import dpm_solver, guided, starting_noise
 from tests import plain
+from tests.conftest import once
 from tests.retarget import openvino, retarget
 from tests.tiny import make_adapter, outspoken
 
@@ -46,8 +47,13 @@ def openvino_bundles(
 ) -> dict[str, Path]:
     """Bundles for OpenVINO in float32, of the graphs traced before."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    root = tmp_path_factory.mktemp("openvino")
-    return {name: retarget(base, bundles[name], root / name, openvino(base)) for name, base in bases.items()}
+
+    def made(name: str, base: BaseModel) -> Path:
+        return once(
+            tmp_path_factory, f"openvino-{name}", lambda folder: retarget(base, bundles[name], folder, openvino(base))
+        )
+
+    return {name: made(name, base) for name, base in bases.items()}
 
 
 def rows(count: int, side: int = 16) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,6 +20,7 @@ from cpserve.prompts import Prompt
 from export import parity
 from export.build import plan_export
 from export.target import CPU_ROWS, Target, resolve
+from tests.conftest import once
 from tests.retarget import openvino, retarget
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
@@ -32,7 +33,9 @@ from cpserve.engines.openvino import OpenvinoEngine
 def bundle(bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In the fastest precision of this CPU."""
     target = replace(openvino(bases["sd21"]), precision=None)
-    return retarget(bases["sd21"], bundles["sd21"], tmp_path_factory.mktemp("openvino") / "bundle", target)
+    return once(
+        tmp_path_factory, "openvino-fastest", lambda folder: retarget(bases["sd21"], bundles["sd21"], folder, target)
+    )
 
 
 @pytest.mark.parametrize(

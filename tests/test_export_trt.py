@@ -19,6 +19,7 @@ from cpserve.prompts import Prompt
 from export import plan_from_onnx, target
 from export.build import plan_export
 from export.target import Target, resolve
+from tests.conftest import once
 from tests.retarget import retarget
 from tests.tiny import make_adapter
 
@@ -36,8 +37,8 @@ def trt(base: BaseModel) -> Target:
 
 @pytest.fixture(scope="module")
 def bundle(bases: dict[str, BaseModel], bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("trt") / "bundle"
-    return retarget(bases["sd15"], bundles["sd15"], out, trt(bases["sd15"]))
+    base = bases["sd15"]
+    return once(tmp_path_factory, "trt", lambda folder: retarget(base, bundles["sd15"], folder, trt(base)))
 
 
 @ahead
@@ -125,7 +126,7 @@ def test_the_command_knows_the_same_gpus() -> None:
 
 def test_the_bank_is_cut_to_the_rows() -> None:
     """However many prompts a bank holds, the plan is handed at most one a row, and every row finds its own."""
-    bank = torch.randn(9, 2, 3)
+    bank = torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(0))
     for slot in (torch.tensor([8, 2, 8]), torch.tensor([5])):
         kept, renumbered = used(bank, slot)
         assert len(kept) <= len(slot)

@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +36,7 @@ from cpserve.prompts import Prompt
 from cpserve.sample import starting_noise
 from tests.hubserver import Fault, HubServer
 from tests.hubserver.client import environment, hub  # noqa: F401
+from tests.lessons import zipped
 from tests.tiny import make_adapter
 
 PETS = "hf://me/pets"
@@ -57,11 +56,7 @@ def learned(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     """A folder with three concepts, and a store whose adapter `pets` learned the first two."""
     home = tmp_path_factory.mktemp("learned")
     for seed, name in enumerate(("dog", "cat", "cow")):
-        with zipfile.ZipFile(home / f"{name}.zip", "w") as archive:
-            for i in range(2):
-                buffer = io.BytesIO()
-                Image.effect_noise((64, 64), 20 + 50 * seed + i).convert("RGB").save(buffer, "PNG")
-                archive.writestr(f"{i}.png", buffer.getvalue())
+        zipped(home / f"{name}.zip", seed)
     (home / "quick.toml").write_text("batch = 2\nvariants = 2\nrank = 2\n")
     concepts = ("--concept", home / "dog.zip", "--concept", home / "cat.zip")
     run("train", *concepts, "--adapter", "pets", *quick(home, folders), "--store", home / "store")
@@ -214,11 +209,7 @@ def test_an_imported_lora_of_keys_and_values_is_live(
     assert "are no keys or values" in told.stderr
     refused = run("generate", "a photo", "-n", 1, "--adapter", "more", "--out", tmp_path / "out", *at, code=1)
     assert "export --merge" in refused.stderr
-    with zipfile.ZipFile(tmp_path / "dog.zip", "w") as archive:
-        buffer = io.BytesIO()
-        Image.effect_noise((64, 64), 20).convert("RGB").save(buffer, "PNG")
-        archive.writestr("0.png", buffer.getvalue())
-    refused = run("train", "--concept", tmp_path / "dog.zip", "--adapter", "more", *at, code=1)
+    refused = run("train", "--concept", zipped(tmp_path / "dog.zip", 0), "--adapter", "more", *at, code=1)
     assert "the adapter touches" in refused.stderr
     Store(tmp_path / "store").push("more", "hf://me/more")
     for ref in ("more@v1", "hf://me/more@v1:0.5"):

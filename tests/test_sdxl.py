@@ -24,7 +24,6 @@ from export.target import Target
 from tests import plain
 from tests.lessons import QUICK, learned
 from tests.tiny import POOLED, SDXL, make_adapter, write_pipeline
-from trainer import METHODS
 from trainer.lora import start_token
 
 Z = torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(0))
@@ -100,9 +99,9 @@ def test_what_follows_a_learned_word_is_read(engine: EagerEngine) -> None:
     assert float((one - other).abs().max()) > 0.1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["none", "null-space"])  # factors that are moved on, and fresh ones
 def test_a_token_is_learned_in_both_encoders(bases: dict[str, BaseModel], tmp_path: Path, method: str) -> None:
-    """Whatever the method, each encoder's share of the new token moves away from where it started; earlier tokens stay."""
+    """Each encoder's share of the new token moves away from where it started; earlier tokens stay."""
     base = bases["sdxl"]
     two = learned(base, tmp_path, replace(QUICK, method=method), "dog", "cat")
     one = learned(base, tmp_path / "one", replace(QUICK, method=method), "dog")
@@ -110,17 +109,6 @@ def test_a_token_is_learned_in_both_encoders(bases: dict[str, BaseModel], tmp_pa
     assert torch.equal(one.embeddings["<dog>"], two.embeddings["<dog>"])
     moved = two.embeddings["<cat>"] - start_token(base, None, QUICK.seed + 1)
     assert all(float(part.abs().max()) > 1e-3 for part in moved.split(list(two.text_widths)))
-
-
-def test_a_full_basis_freezes_earlier_prompts(bases: dict[str, BaseModel], tmp_path: Path) -> None:
-    """Null-space keeps K,V of earlier prompts, the zeros of the empty one too, to float precision; other methods do not."""
-    settings = replace(QUICK, method="null-space", null_nouns=0, null_energy=0.0, factor_rate=0.1)
-    changes = [
-        float(str(learned(bases["sdxl"], tmp_path / s.method, s, "dog", "cat").manifest.metrics["largest_kv_change"]))
-        for s in (settings, replace(settings, method="none"))
-    ]
-    assert changes[0] < 1e-5
-    assert changes[1] > 1e-3
 
 
 def test_half_precision_is_within_its_tolerance(bases: dict[str, BaseModel], tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import torch
 
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
-from cpserve.errors import TrainingError
 from tests.lessons import QUICK, concept, learned
 from trainer import Settings
 from trainer.images import encode_concept
@@ -67,12 +66,6 @@ def test_a_step_in_parts_is_the_whole_step(base: BaseModel) -> None:
     for parts in (2, 3, 4):
         split, _ = gradients(task_of(base, replace(QUICK, accumulate=parts)))
         assert float((split - whole).norm() / whole.norm()) < 1e-3
-
-
-def test_no_part_is_empty() -> None:
-    """More parts than rows are refused."""
-    with pytest.raises(TrainingError, match="accumulate is 5"):
-        replace(QUICK, accumulate=QUICK.batch + 1)
 
 
 def test_a_big_base_keeps_less_for_the_way_back(base: BaseModel, checkpointed: BaseModel) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from adapter_store.atomic import make_folder, staged, sync_folder
 from adapter_store.local import LocalStore, listed
 from adapter_store.ref import VERSION, check_alias, no_alias
-from adapter_store.version import damaged
-from cpserve.errors import RefError
+from cpserve.errors import IntegrityError, RefError
 
 
 def alias_names(store: LocalStore, name: str) -> list[str]:
@@ -23,7 +22,11 @@ def aliased(store: LocalStore, name: str, alias: str) -> int:
     text = (store.layout.aliases(name) / alias).read_bytes().decode("ascii", "replace")
     match = VERSION.fullmatch(text.removesuffix("\n"))
     if not match or not store.layout.version(name, int(match[1])).is_file():
-        raise damaged(f"{name}@{alias}", f"aliases/{alias}", "names no version")
+        raise IntegrityError(
+            f"{name}@{alias}: aliases/{alias} names no version",
+            hint=f"set it again: cpserve adapters alias set {name} {alias} vN",
+            path=f"aliases/{alias}",
+        )
     return int(match[1])
 
 

@@ -54,6 +54,19 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock right now."""
+    from filelock import FileLock, Timeout
+
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
 @contextmanager
 def staged(folder: Path, data: bytes) -> Iterator[Path]:
     """A temporary file in `folder` with the data safely on disk, to be renamed or linked; what is left goes away."""

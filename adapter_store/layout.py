@@ -66,6 +66,7 @@ class LocalLayout:
     adapters/<name>/aliases/prod      the version that an alias stands for, as `v3`
     adapters/<name>/left/v3           of a pulled version, what stayed on the Hub
     runs/<name>/                      what a training that is not finished keeps; the trainer's, gone with its version
+    runs/.<name>.lock                 held by it
     """
 
     root: Path
@@ -101,6 +102,9 @@ class LocalLayout:
 
     def run(self, name: str) -> Path:
         return self.runs / check_name(name)
+
+    def run_lock(self, name: str) -> Path:
+        return self.runs / f".{check_name(name)}.lock"  # no adapter's name begins with a dot
 
     def aliases(self, name: str) -> Path:
         return self.adapter(name) / "aliases"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from adapter_store.atomic import disk_errors, locked, make_folder, staged, sweep, sync_folder
+from adapter_store.atomic import disk_errors, is_held, locked, make_folder, staged, sweep, sync_folder
 from adapter_store.layout import MANIFEST, LocalLayout, check_paths, is_training_only
 from adapter_store.partial import Left
 from adapter_store.ref import VERSION
@@ -34,8 +34,8 @@ class LocalStore:
         return [name for name in listed(self.layout.adapters) if self.head(name)]
 
     def unfinished(self) -> list[str]:
-        """Names of adapters of which a training is not finished, sorted."""
-        return listed(self.layout.runs)
+        """Names of adapters of which a training was stopped, sorted."""
+        return [name for name in listed(self.layout.runs) if not is_held(self.layout.run_lock(name))]
 
     def head(self, name: str) -> int:
         """The newest version's number, 0 where there is none."""
@@ -271,8 +271,8 @@ def _lost(name: str, number: int, what: str) -> IntegrityError:
     """A version whose manifest is damaged, so that nobody knows what it is made of."""
     return IntegrityError(
         f"{name}@v{number}: {MANIFEST} {what}",
-        hint=f"if it is on the Hub, cpserve adapters pull hf://USER/REPO@v{number} --as {name} mends it; "
-        f"else give it up: cpserve adapters delete {name}",
+        hint=f"if it is on the Hub, pull it again: cpserve adapters pull hf://USER/REPO@v{number} --as {name} (or --as OTHER, "
+        f"beside it); else give it up: cpserve adapters delete {name}",
         path=MANIFEST,
     )
 

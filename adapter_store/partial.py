@@ -6,8 +6,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import Self
 
-from cpserve.tokens import HUGGING_FACE
-
 
 @dataclass(frozen=True)
 class Left:
@@ -21,7 +19,7 @@ class Left:
 
     def fetching(self, number: int, name: str, *, for_training: bool = True) -> str:
         """The command that brings the rest of version `number` of the adapter that is called `name` here."""
-        where = f" --endpoint {self.endpoint}" if self.endpoint not in {"", HUGGING_FACE} else ""
+        where = f" --endpoint {self.endpoint}" if self.endpoint else ""
         whole = " --for-training" if for_training else ""
         return f"cpserve adapters pull {self.origin}@v{number} --as {name}{whole}{where}"
 

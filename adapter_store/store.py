@@ -245,16 +245,20 @@ class Store:
         return transfer.push(self._local, self._hub, name, to.name, private=not public)
 
     def unfinished(self) -> list[str]:
-        """Names of adapters of which a training is not finished, sorted: `run` keeps latents of its pictures."""
+        """Names of adapters of which a training was stopped, sorted: `run` keeps latents of its pictures."""
         return self._local.unfinished()
 
     def run(self, name: str) -> Path:
-        """Where a training keeps what it needs to go on.
+        """The folder in which a training keeps what it needs to go on; the lock that it holds is `run_lock`.
 
         Raises:
             RefError: the name cannot be one.
         """
         return self._local.layout.run(name)
+
+    def run_lock(self, name: str) -> Path:
+        """See `run`."""
+        return self._local.layout.run_lock(name)
 
     def plan_gc(self) -> GcPlan:
         """What nothing here refers to any more.

@@ -213,6 +213,8 @@ def _class(name: str) -> Any:
 
 def _generation(checkpoint: Path) -> str:
     """The class of a single file's pipeline: in SDXL's the weights of a second text encoder are."""
+    if not checkpoint.is_file():  # an address: diffusers fetches it
+        return PIPELINES[0]
     with safe_open(checkpoint, "pt") as file:
         return PIPELINES[any(name.startswith("conditioner.embedders.1.") for name in file.keys())]  # noqa: SIM118
 

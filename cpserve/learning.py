@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -67,7 +66,7 @@ def learn(
         StoreError: the version cannot be kept; the run stays where it is for `resume`.
     """
     record = _record(store, adapter)
-    with _alone(record.folder):
+    with _alone(store, adapter):
         if restart:
             record.delete()
         check_way(store, adapter, resume=resume)
@@ -84,19 +83,20 @@ def learn(
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(store: Store, adapter: str) -> Iterator[None]:
     """One process learns into an adapter at a time."""
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)  # no adapter's name begins with a dot
+    path = store.run_lock(adapter)
+    lock = FileLock(path, timeout=0)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise TrainingError(
-            f"another process is teaching {folder.name!r}", hint="wait for it to end, or learn into another --adapter"
+            f"another process is teaching {adapter!r}", hint="wait for it to end, or learn into another --adapter"
         ) from None
     except OSError as error:
         raise StoreError(
-            f"{folder.parent} cannot be written: {error.strerror or error}",
+            f"{path.parent} cannot be written: {error.strerror or error}",
             hint="free some space, or choose another --store",
         ) from error
     try:
@@ -109,7 +109,7 @@ def clear_finished(store: Store, adapter: str) -> None:
     """Remove what nobody can go on with; no pictures' latents stay."""
     record = _record(store, adapter)
     if record.folder.exists():
-        with _alone(record.folder):
+        with _alone(store, adapter):
             _tidy(record, _known(store, adapter))
 
 
@@ -120,10 +120,11 @@ def drop_unfinished(store: Store, adapter: str) -> None:
         RefError: no run of it is unfinished.
         TrainingError: a process is teaching it, or the disk refuses.
     """
-    if adapter not in store.unfinished():
+    record = _record(store, adapter)
+    if not record.folder.exists():
         raise RefError(f"no training of {adapter!r} is unfinished", ref=adapter, hint="see: cpserve adapters list")
-    with _alone(_record(store, adapter).folder):
-        _record(store, adapter).delete()
+    with _alone(store, adapter):
+        record.delete()
 
 
 def delete(store: Store, adapter: str) -> tuple[int, int]:
@@ -135,11 +136,11 @@ def delete(store: Store, adapter: str) -> tuple[int, int]:
         StoreError: the system refuses. Said again, it goes on where it was.
         TrainingError: a process is teaching it.
     """
-    begun = adapter in store.unfinished()
+    record = _record(store, adapter)
+    begun = record.folder.exists()
     if not begun:
         store.check_here(adapter)
-    record = _record(store, adapter)
-    with _alone(record.folder):
+    with _alone(store, adapter):
         record.delete()
         try:
             return store.delete(adapter)

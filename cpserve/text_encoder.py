@@ -34,7 +34,8 @@ class TextEncoder(nn.Module):
     def __init__(self, encoders: Sequence[nn.Module], *, end: int = 0, padding: int = 0, blank: bool = False) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
-        self.config = {"end": end, "padding": padding, "blank": blank}
+        pooled = {"pooled": "end"} if len(self.encoders) > 1 else {}
+        self.config: dict[str, Any] = {"end": end, "padding": padding, "blank": blank, **pooled}
 
     @classmethod
     def of(cls, pipeline: Any) -> TextEncoder:

@@ -23,11 +23,12 @@ import trainer
 from adapter_store import Store
 from cpserve.base import BUILTIN
 from cpserve.cli import VERBS, _common, _show, doctor, generate, main, train
-from cpserve.cli._common import base_of
+from cpserve.cli._common import Common, base_of
 from cpserve.cli._pictures import slug
 from cpserve.errors import AdapterError
 from cpserve.manifest import Manifest
 from cpserve.sample import SAMPLERS
+from cpserve.tokens import HUGGING_FACE
 from tests.hubserver.content import draft
 from tests.lessons import zipped
 from tools.cli_reference import commands, root
@@ -169,7 +170,7 @@ def test_what_is_deleted_is_gone(home: Path, tmp_path: Path) -> None:
     run("adapters", "delete", "nobody", "--store", place, code=1)
     assert not (place / "runs" / ".nobody.lock").exists()
     (place / "runs" / "begun").mkdir()
-    run("adapters", "delete", "begun", "--store", place)
+    run("adapters", "delete", "begun", "--yes", "--store", place)
     assert not (place / "runs" / "begun").exists()
     with FileLock(place / "runs" / ".others.lock"):
         said = run("adapters", "delete", "others", "--yes", "--store", place, code=1).stderr
@@ -365,11 +366,22 @@ def test_a_base_that_a_manifest_names_is_taken_only_if_it_is_here(
     def named(base: str) -> Manifest:
         return replace(manifest, base=replace(manifest.base, id=base, commit=commit))
 
-    assert base_of("pets@v1", named("user/model")) == ("user/model", commit)
-    assert base_of("pets@v1", named(str(tmp_path)))[0] == str(tmp_path)
+    assert base_of(None, "pets@v1", named("user/model")) == ("user/model", commit)
+    assert base_of(None, "pets@v1", named(str(tmp_path)))[0] == str(tmp_path)
+    assert base_of("user/elsewhere", "pets@v1", named("user/elsewhere")) == ("user/elsewhere", commit)
+    assert base_of("user/other", "pets@v1", named("user/model")) == ("user/other", None)
+    assert base_of(None, "", None) == (BUILTIN, None)
     for elsewhere in ("stranger/model", "x" * 5000, "a/b/c", "../model", "\0"):
         with pytest.raises(AdapterError, match="only fetched when you name it"):
-            base_of("pets@v1", named(elsewhere))
+            base_of(None, "pets@v1", named(elsewhere))
+
+
+def test_a_token_goes_to_the_hub_that_it_was_named_for(tmp_path: Path) -> None:
+    """A base comes from $HF_ENDPOINT, which a token for another --endpoint is not sent to."""
+    told = {"json": False, "threads": None, "root": None, "token_file": tmp_path}
+    assert Common(**told).token_file_of_bases == tmp_path
+    assert Common(**told, endpoint=HUGGING_FACE).token_file_of_bases == tmp_path
+    assert Common(**told, endpoint="https://hub.example").token_file_of_bases is None
 
 
 def test_names_and_class_words_go_with_the_concepts_in_order(home: Path, tmp_path: Path) -> None:
@@ -425,7 +437,10 @@ def test_what_a_stopped_training_keeps_is_named_and_can_be_dropped_alone(home: P
     (place / "runs" / "pets").mkdir(parents=True)
     for verb in ("list", "gc"):
         assert "cpserve adapters delete pets --unfinished" in run("adapters", verb, "--store", place).stderr
-    run("adapters", "delete", "pets", "--unfinished", "--store", place)
+    with FileLock(place / "runs" / ".pets.lock"):  # it is going on
+        assert "unfinished" not in run("adapters", "list", "--store", place).stderr
+    run("adapters", "delete", "pets", "--unfinished", "--store", place, code=1)  # nobody said yes
+    run("adapters", "delete", "pets", "--unfinished", "--yes", "--store", place)
     assert not (place / "runs" / "pets").exists()
     assert "unfinished" not in run("adapters", "list", "--store", place).stderr
     assert "no training of 'pets'" in run("adapters", "delete", "pets", "--unfinished", "--store", place, code=1).stderr

@@ -95,13 +95,17 @@ def delete(common: Common, name: str, unfinished: bool, yes: bool) -> None:
     from cpserve.learning import drop_unfinished
 
     store = common.store
+    begun = store.run(name).exists()
+    if not begun:
+        store.check_here(name)
+    of_it = "what its unfinished training keeps"
+    what = of_it if unfinished else f"its {store.head(name)} versions{f' and {of_it}' if begun else ''}"
+    if not yes and (begun or not unfinished):
+        click.confirm(f"{name}: delete {what}?", abort=True, err=True)
     if unfinished:
         drop_unfinished(store, name)
-        emit({"unfinished": name}, f"deleted what the training of {name} had kept", as_json=common.json)
+        emit({"unfinished": name}, f"{name}: deleted {of_it}", as_json=common.json)
         return
-    head = store.head(name)
-    if head and not yes:
-        click.confirm(f"delete {name} with its {head} versions?", abort=True, err=True)
     versions, freed = delete_all(store, name)
     value = {"deleted": name, "versions": versions, "bytes": freed}
     emit(value, f"deleted {name}: {versions} versions, {freed / MIB:,.1f} MiB", as_json=common.json)

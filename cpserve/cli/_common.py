@@ -48,6 +48,13 @@ class Common:
 
         return Store(self.root, endpoint=self.endpoint, token_file=self.token_file)
 
+    @property
+    def token_file_of_bases(self) -> Path | None:
+        """The token file, if the Hub that it was named for is the one that bases come from."""
+        from cpserve.tokens import address
+
+        return self.token_file if address(self.endpoint) == address() else None
+
     def set_threads(self) -> None:
         """Import torch, with the threads asked for."""
         import torch
@@ -142,7 +149,7 @@ def open_base(common: Common, base: str | None, revision: str | None = None) -> 
     common.set_threads()
     from cpserve.base import load_base
 
-    return load_base(base or BASE, revision=revision, token_file=common.token_file)
+    return load_base(base or BASE, revision=revision, token_file=common.token_file_of_bases)
 
 
 def note_unfinished(store: Store) -> None:
@@ -154,21 +161,25 @@ def note_unfinished(store: Store) -> None:
         )
 
 
-def base_of(ref: str, manifest: Manifest) -> tuple[str, str | None]:
-    """The base model that an adapter was learned on, and its commit on the Hub.
+def base_of(base: str | None, ref: str, manifest: Manifest | None) -> tuple[str, str | None]:
+    """The base model named, else the one that an adapter was learned on, and its commit on the Hub where the adapter knows it.
 
     Raises:
-        AdapterError: it is not on this machine; the adapter may be a stranger's, who is not to choose what is fetched.
+        AdapterError: none is named, and the adapter's is not on this machine: it may be a stranger's, who is not to choose what
+            is fetched.
     """
     from cpserve.errors import AdapterError
+    from cpserve.manifest import plain
 
-    base = manifest.base
-    if base.id != BASE and not _is_here(base):
+    if manifest is None or base not in {None, manifest.base.id}:
+        return base or BASE, None
+    known = manifest.base
+    if base is None and known.id != BASE and not _is_here(known):
         raise AdapterError(
-            f"{ref} was learned on {base.id}, which is not here and only fetched when you name it",
-            hint=f"add --base {base.id}",
+            f"{ref} was learned on {plain(known.id)}, which is not here and only fetched when you name it",
+            hint=f"add --base {plain(known.id)}",
         )
-    return base.id, base.commit
+    return known.id, known.commit
 
 
 def _is_here(base: BaseEntry) -> bool:
@@ -191,13 +202,12 @@ def open_for(common: Common, engine: str, bundle: Path | None, base: str | None,
     common.set_threads()
     from cpserve.engine import open_engine
 
-    source, revision = base or BASE, None
-    if refs and not (base or bundle):
-        source, revision = base_of(refs[0], common.store.version(refs[0]).manifest)
+    ref = refs[0] if refs and not bundle else ""
+    source, revision = base_of(base, ref, common.store.version(ref).manifest if ref else None)
     return open_engine(
         source,
         revision=revision,
-        token_file=common.token_file,
+        token_file=common.token_file_of_bases,
         engine=engine,
         bundle=bundle,
         threads=common.threads,

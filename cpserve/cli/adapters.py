@@ -45,14 +45,15 @@ for _command in (push, pull, alias, diff, annotate, delete, gc, import_, convert
 @click.pass_context
 def list_(ctx: click.Context, common: Common, names: tuple[str, ...]) -> None:
     """All adapters that are here, or those named, with their newest version; exit 1 if one is damaged, which is left out."""
-    store, heads, damaged = common.store, {}, False
+    store, heads, aliases, damaged = common.store, {}, {}, False
     for name in names or store.names():
         try:
+            aliases[name] = store.aliases(name) if common.json else {}
             heads[name] = store.version(name).manifest
         except IntegrityError as error:
             note(f"{error}; {error.hint}")
             damaged = True
-    value = [_summary(name, head) | {"aliases": store.aliases(name)} for name, head in heads.items() if common.json]
+    value = [_summary(name, head) | {"aliases": aliases[name]} for name, head in heads.items()]
     rows = [(name, f"v{head.version}", _names(head), head.method, head.base.id) for name, head in heads.items()]
     empty = f"{store.root} holds no adapter; learn one: cpserve train --concept ZIP"
     emit(value, table(("name", "newest", "concepts", "method", "base"), rows) if rows else empty, as_json=common.json)

@@ -183,9 +183,9 @@ def train(
     past = BY_NAME[settings.method].consolidate
     who = learner(common, adapter, local, push=push, fork=fork, past=past, dry_run=dry_run)
     if not restart:
-        check_way(common.store, who.name, resume=resume)
         if not dry_run:
             clear_finished(common.store, who.name)
+        check_way(common.store, who.name, resume=resume)
     concepts = [
         read_concept(path, name=name, class_word=word)
         for path, name, word in zip_longest(paths, names, class_words)  # all as long, or empty
@@ -194,9 +194,7 @@ def train(
         concepts = [concept for concept in concepts if concept.name not in who.known]
     _check_names(concepts, who.known)
     common.set_threads()
-    source, revision = base or BASE, None
-    if who.newest and not base:
-        source, revision = base_of(adapter, who.newest)
+    source, revision = base_of(base, adapter, who.newest)
     plan = _Plan(concepts, who.name, who.head, who.known, settings, source, revision)
     if plan.base != BASE and settings.factor_rate == type(settings)().factor_rate:
         note(f"the defaults of rates and steps were chosen on {BASE}; for {plan.base} set your own with --config")

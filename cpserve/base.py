@@ -138,6 +138,7 @@ def load_base(source: str = BUILTIN, *, revision: str | None = None, token_file:
         pipeline, commit = _pipeline(source, revision, token_file)
     text_encoder = TextEncoder.of(pipeline)
     parts = [*text_encoder.encoders, pipeline.unet, pipeline.vae]
+    _check(pipeline, source, parts)
     for module in parts:
         module.requires_grad_(requires_grad=False).eval()
     fingerprint = _fingerprint(parts)
@@ -219,23 +220,30 @@ def _generation(checkpoint: Path) -> str:
         return PIPELINES[any(name.startswith("conditioner.embedders.1.") for name in file.keys())]  # noqa: SIM118
 
 
-def _spec(pipeline: Any, text_encoder: TextEncoder, entry: BaseEntry) -> BaseSpec:
-    unet, vae, schedule = pipeline.unet.config, pipeline.vae.config, dict(pipeline.scheduler.config)
-    if not {"beta_schedule", "trained_betas"} & schedule.keys() or unet.time_cond_proj_dim is not None:
+def _check(pipeline: Any, source: str, parts: Iterable[nn.Module]) -> None:
+    """Refuse what would be computed wrongly."""
+    unet, vae = pipeline.unet.config, pipeline.vae.config
+    if not {"beta_schedule", "trained_betas"} & pipeline.scheduler.config.keys() or unet.time_cond_proj_dim is not None:
         raise BaseModelError(
-            f"{entry.id} is not trained on a schedule of betas, or takes the guidance as an input",
+            f"{source} is not trained on a schedule of betas, or takes the guidance as an input",
             hint="use the model that it was distilled from or is like: Stable Diffusion 1.x, 2.x or XL itself",
         )
     if unet.addition_embed_type not in {None, "text_time"} or unet.in_channels != vae.latent_channels:
         raise BaseModelError(
-            f"{entry.id} is not a plain text-to-image model of Stable Diffusion 1, 2 or XL",
+            f"{source} is not a plain text-to-image model of Stable Diffusion 1, 2 or XL",
             hint="inpainting bases are not supported",
         )
     if vae.get("latents_mean") is not None:
         raise BaseModelError(
-            f"{entry.id} has latents that are scaled channel by channel",
+            f"{source} has latents that are scaled channel by channel",
             hint="use a base whose VAE has one scaling factor",
         )
+    if lost := [name for part in parts for name, tensor in part.named_parameters() if tensor.is_meta]:
+        raise BaseModelError(f"{source} has no weights for {lost[0]}", hint="fetch or save the model again, whole")
+
+
+def _spec(pipeline: Any, text_encoder: TextEncoder, entry: BaseEntry) -> BaseSpec:
+    unet, vae = pipeline.unet.config, pipeline.vae.config
     sites = KVSites.of(pipeline.unet)
     if (sum(text_encoder.widths), text_encoder.pooled) != (sites.weight.shape[1], sites.pooled):
         raise BaseModelError(
@@ -244,7 +252,7 @@ def _spec(pipeline: Any, text_encoder: TextEncoder, entry: BaseEntry) -> BaseSpe
     return BaseSpec(
         entry=entry,
         tokenizer=pipeline.tokenizer,
-        schedule=Schedule.from_config(schedule),
+        schedule=Schedule.from_config(dict(pipeline.scheduler.config)),
         sites=sites,
         text_widths=text_encoder.widths,
         channels=unet.in_channels,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cpserve.base import BaseModel, _generation, load_base
 from cpserve.errors import BaseModelError
@@ -79,6 +79,16 @@ def test_what_would_be_computed_wrongly_is_refused(
         (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(BaseModelError, match="schedule of betas, or takes the guidance"):
         load_base(str(folder))
+
+
+def test_a_model_with_a_weight_too_few_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """diffusers leaves what it does not find without numbers, and says so in a log."""
+    weights = shutil.copytree(folders["sd15"], tmp_path / "sd") / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["conv_out.bias"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(BaseModelError, match=r"no weights for conv_out\.bias"):
+        load_base(str(tmp_path / "sd"))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("conditioner.embedders.1.model.w", 1), ("cond_stage_model.w", 0)])

@@ -66,12 +66,24 @@ def _table(groups: Mapping[str, Lines], columns: Mapping[str, str]) -> str:
 
 
 def differences(lines: Lines) -> str:
-    """Every other method's runs less the default method's of the same order and seed."""
+    """Every other method's runs less the default method's of the same order and seed; a run of `alone`, which stands in every
+    order, counts once, with the mean of its differences.
+    """
     ours = {(line["order"], line["seed"]): line for line in lines if line["method"] == DEFAULT}
     body = []
     for method in dict.fromkeys(line["method"] for line in lines if line["method"] != DEFAULT):
         pairs = [(o, x) for x in lines if x["method"] == method and (o := ours.get((x["order"], x["seed"])))]
+        runs = [x["seed"] if method == "alone" else (x["order"], x["seed"]) for _, x in pairs]
         both = [[(measured(o, c), measured(x, c)) for o, x in pairs] for c in COMPARED]
-        cells = [cell([b - a for a, b in values if a is not None and b is not None]) for values in both]
-        body.append([f"{method} less {DEFAULT}", str(len(pairs)), *cells])
+        less = [[b - a for a, b in values if a is not None and b is not None] for values in both]
+        cells = [cell([float(np.mean(each)) for each in _by_run(runs, values)]) for values in less]
+        body.append([f"{method} less {DEFAULT}", str(len(set(runs))), *cells])
     return markdown(["", "pairs", *COMPARED], body)
+
+
+def _by_run(runs: Sequence[object], values: Sequence[float]) -> list[list[float]]:
+    """The values, one a run or none at all, of each run."""
+    groups: dict[object, list[float]] = {}
+    for run, value in zip(runs, values, strict=False):
+        groups.setdefault(run, []).append(value)
+    return list(groups.values())

@@ -94,6 +94,15 @@ def test_a_graph_for_any_rows_sees_few_large_ones_at_once(
     assert seen == [1, 1, 1]
 
 
+def test_onnx_runtime_without_memory_says_so(bundles: dict[str, Path]) -> None:
+    """Attention over a quarter of a million places does not fit, and the error is the one that everybody knows."""
+    with OrtEngine(bundles["sd15"], threads=1) as engine:
+        bank, slot = engine.bank.packed([Prompt("a dog")])
+        large = torch.zeros(1, engine.spec.channels, 512, 512)
+        with pytest.raises(MemoryError, match="ONNX Runtime"):
+            engine.denoise(large, torch.tensor([500.0]), bank, slot)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiling_costs_no_precision(bases: dict[str, BaseModel]) -> None:

@@ -5,7 +5,8 @@ Tensors are bound where they lie, and outputs stay where they were computed: on 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -52,7 +53,8 @@ class OrtEngine(CompiledEngine):
                 binding.bind_input(name, *place, TYPES[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
             binding.bind_output(output, *place)
             binding.synchronize_inputs()  # torch and ONNX Runtime have streams of their own
-            session.run_with_iobinding(binding)
+            with enough_memory():
+                session.run_with_iobinding(binding)
             binding.synchronize_outputs()
             return partial(from_dlpack(binding.get_outputs()[0]).to, self.device)
 
@@ -74,3 +76,14 @@ class OrtEngine(CompiledEngine):
                 hint="install the CUDA and cuDNN that it was built for, or hide the GPU: CUDA_VISIBLE_DEVICES=",
             )
         return session
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn what ONNX Runtime says where there is not enough, an error of no kind of its own, into a MemoryError."""
+    try:
+        yield
+    except Exception as error:
+        if "Failed to allocate memory" in str(error):
+            raise MemoryError("ONNX Runtime got no more") from error
+        raise

@@ -44,7 +44,10 @@ for _command in (push, pull, alias, diff, annotate, delete, gc, import_, convert
 @common_options
 @click.pass_context
 def list_(ctx: click.Context, common: Common, names: tuple[str, ...]) -> None:
-    """All adapters that are here, or those named, with their newest version; exit 1 if one is damaged, which is left out."""
+    """All adapters that are here, or those named, with their newest version.
+
+    Exit 1 if one is damaged, which is left out.
+    """
     store, heads, aliases, damaged = common.store, {}, {}, False
     for name in names or store.names():
         try:

@@ -73,17 +73,17 @@ def differences(lines: Lines) -> str:
     body = []
     for method in dict.fromkeys(line["method"] for line in lines if line["method"] != DEFAULT):
         pairs = [(o, x) for x in lines if x["method"] == method and (o := ours.get((x["order"], x["seed"])))]
-        runs = [x["seed"] if method == "alone" else (x["order"], x["seed"]) for _, x in pairs]
-        both = [[(measured(o, c), measured(x, c)) for o, x in pairs] for c in COMPARED]
-        less = [[b - a for a, b in values if a is not None and b is not None] for values in both]
-        cells = [cell([float(np.mean(each)) for each in _by_run(runs, values)]) for values in less]
-        body.append([f"{method} less {DEFAULT}", str(len(set(runs))), *cells])
+        less = [_by_run(pairs, column) for column in COMPARED]
+        body.append([f"{method} less {DEFAULT}", str(max(map(len, less))), *map(cell, less)])
     return markdown(["", "pairs", *COMPARED], body)
 
 
-def _by_run(runs: Sequence[object], values: Sequence[float]) -> list[list[float]]:
-    """The values, one a run or none at all, of each run."""
+def _by_run(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], column: str) -> list[float]:
+    """How far each second one of the pairs is above the first, where both were measured; the mean of those of one run."""
     groups: dict[object, list[float]] = {}
-    for run, value in zip(runs, values, strict=False):
-        groups.setdefault(run, []).append(value)
-    return list(groups.values())
+    for ours, theirs in pairs:
+        low, high = measured(ours, column), measured(theirs, column)
+        if low is not None and high is not None:
+            run = theirs["seed"] if theirs["method"] == "alone" else (theirs["order"], theirs["seed"])
+            groups.setdefault(run, []).append(high - low)
+    return [float(np.mean(each)) for each in groups.values()]

@@ -114,13 +114,13 @@ def empty_adapter(base: BaseEntry, method: str = "none") -> Adapter:
     return Adapter(Manifest(base=base, concepts=(), method=method), {}, {})
 
 
-def check_fits(adapter: Adapter, base: BaseEntry) -> str | None:
-    """A warning if the adapter was learned on other weights of the same architecture, else None.
+def check_fits(manifest: Manifest, base: BaseEntry) -> str | None:
+    """A warning if an adapter was learned on other weights of the same architecture, else None.
 
     Raises:
         AdapterError: it was learned on another architecture.
     """
-    learned = adapter.manifest.base
+    learned = manifest.base
     if learned.fingerprint.architecture != base.fingerprint.architecture:
         raise AdapterError(
             f"the adapter was learned on {learned.id}, which has another architecture than {base.id}",

@@ -85,8 +85,8 @@ def run_demo(
     before = [c.name for c in head_adapter(store, name, base, settings.method).manifest.concepts]
     say(f"teaching {', '.join(c.name for c in concepts)} to {name}")
     say(f"  learned before, in {store.root}: {', '.join(before)}" if before else f"  kept in {store.root}")
-    for learned in learn(base, concepts, store, name, settings, resume=True, progress=progress):
-        say(f"  {learned.version}  learned {learned.concept}")
+    for version in learn(base, concepts, store, name, settings, resume=True, progress=progress, warn=say):
+        say(f"  {version}  learned {version.manifest.concepts[-1].name}")
     adapter = head_adapter(store, name, base, settings.method)
     with EagerEngine(base) as engine:
         say("drawing every concept")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
+from warnings import warn as python_warning
 
 import msgspec
 from filelock import FileLock, Timeout
@@ -17,6 +18,7 @@ from cpserve.concept import Concept
 from cpserve.drawing import Drawing, generate
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import RefError, StoreError, TrainingError
+from cpserve.manifest import Manifest
 from cpserve.png import png
 from cpserve.prompts import Prompt
 from cpserve.recognition import classify
@@ -29,15 +31,6 @@ SAMPLES = 4  # of the concept just learned; of each earlier one the first
 Report = Callable[[str, int, int, str], None]
 """(what, steps done, steps in all, how it goes)."""
 LEAST_LEARNED = 0.5  # of the own pictures told from the others'; below, the user is warned
-
-
-@dataclass(frozen=True)
-class Learned:
-    """A concept, the version that holds it, and what its user should know."""
-
-    concept: str
-    version: Version
-    warnings: tuple[str, ...]
 
 
 def head_adapter(store: Store, name: str, base: BaseModel, method: str) -> Adapter:
@@ -58,8 +51,12 @@ def learn(
     resume: bool = False,
     restart: bool = False,
     progress: Report | None = None,
-) -> list[Learned]:
-    """Learn concepts in the order given, one new version each. A killed run goes on with `resume`, bit for bit.
+    warn: Callable[[str], None] = python_warning,
+) -> list[Version]:
+    """Learn concepts in the order given, one new version each, and return these; a killed run goes on with `resume`, bit for bit.
+
+    `warn` is told before anything is learned that the adapter was learned on other weights than `base`'s, and after each
+    concept that its own pictures are not told from the others'.
 
     Raises:
         TrainingError: a concept cannot be learned next, an unfinished run stands in the way, or training broke down.
@@ -71,15 +68,19 @@ def learn(
             record.delete()
         check_way(store, adapter, resume=resume)
         _tidy(record, _known(store, adapter))
-        done: list[Learned] = []
+        if store.head(adapter) and (other := check_fits(store.version(adapter).manifest, base.spec.entry)):
+            warn(other)
+        learned: list[Version] = []
         for concept in concepts:
             if resume and concept.name in _known(store, adapter):
                 continue
             start = head_adapter(store, adapter, base, settings.method)
-            done.append(
+            learned.append(
                 _learn_one(base, concept, start, store, adapter, settings, record, resume=resume, progress=progress)
             )
-    return done
+            if doubt := _unlearned(learned[-1].manifest):
+                warn(doubt)
+    return learned
 
 
 @contextmanager
@@ -195,7 +196,7 @@ def _learn_one(
     *,
     resume: bool,
     progress: Report | None,
-) -> Learned:
+) -> Version:
     import trainer
     from adapter_store.card import render_card
     from trainer.methods import BY_NAME
@@ -207,7 +208,6 @@ def _learn_one(
         if progress:
             progress(f"learning {concept.name}", at.step, at.steps, f"loss {at.loss:.4f}")
 
-    unfit = check_fits(start, base.spec.entry)
     base.spec.sites.check(start.lora)
     made = trainer.learn(
         base,
@@ -229,7 +229,7 @@ def _learn_one(
     draft = msgspec.structs.replace(made.manifest, trained_from=pin)
     version = store.commit(name, files, draft, expected_head=head)
     record.delete()
-    return Learned(concept.name, version, tuple(w for w in (unfit, _unlearned(made)) if w))
+    return version
 
 
 def _judged(base: BaseModel, made: Adapter, drawn: Mapping[str, Image.Image]) -> Adapter:
@@ -243,8 +243,8 @@ def _judged(base: BaseModel, made: Adapter, drawn: Mapping[str, Image.Image]) ->
     return replace(made, manifest=msgspec.structs.replace(made.manifest, concepts=concepts))
 
 
-def _unlearned(made: Adapter) -> str | None:
-    concept, share = made.manifest.concepts[-1], float(made.manifest.metrics["own_dc_accuracy"])
+def _unlearned(manifest: Manifest) -> str | None:
+    concept, share = manifest.concepts[-1], float(manifest.metrics["own_dc_accuracy"])
     if share >= LEAST_LEARNED:
         return None
     return (

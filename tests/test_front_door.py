@@ -7,11 +7,14 @@ import pkgutil
 import re
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 
 import cpserve
@@ -155,6 +158,17 @@ def test_trained_from_pins_the_version_before(store: Store) -> None:
     first, second = (store.version(f"{ADAPTER}@v{n}") for n in (1, 2))
     assert first.manifest.trained_from is None
     assert second.manifest.trained_from == first.pin == second.manifest.previous
+
+
+def test_other_weights_are_told_of_before_anything_is_learned(base: BaseModel, store: Store) -> None:
+    """An adapter may go on with other weights of its architecture, but whoever takes the warning for an error has lost nothing."""
+    was = base.spec.entry
+    entry = structs.replace(was, fingerprint=structs.replace(was.fingerprint, weights="0" * 64))
+    other = replace(base, spec=replace(base.spec, entry=entry))
+    with warnings.catch_warnings(action="error"), pytest.raises(UserWarning, match="pictures will too"):
+        learn(other, [concept("fox", 2)], store, ADAPTER, QUICK)
+    assert store.head(ADAPTER) == 2
+    assert not store.run(ADAPTER).exists()
 
 
 def test_public_names_are_no_modules() -> None:

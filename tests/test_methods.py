@@ -373,7 +373,7 @@ def test_what_was_not_learned_is_told(base: BaseModel, tmp_path: Path) -> None:
     adapter = learned(base, tmp_path, QUICK, "dog", "cat")
     for share, told in ((0.49, True), (0.5, False)):
         metrics = {**adapter.manifest.metrics, "own_dc_accuracy": share}
-        warning = _unlearned(replace(adapter, manifest=msgspec.structs.replace(adapter.manifest, metrics=metrics)))
+        warning = _unlearned(msgspec.structs.replace(adapter.manifest, metrics=metrics))
         assert bool(warning and "cat seems not to be learned" in warning) is told
     assert 0 <= float(str(adapter.manifest.metrics["own_dc_accuracy"])) <= 1
 

@@ -222,7 +222,7 @@ def read_adapters(common: Common, engine: Engine, refs: Sequence[str]) -> dict[s
     for ref in dict.fromkeys(refs):
         version = common.store.version(ref)
         adapter = Adapter.read(version.manifest, version.read)
-        if warning := check_fits(adapter, engine.spec.entry):
+        if warning := check_fits(version.manifest, engine.spec.entry):
             note(warning)
         read[ref] = (str(version), adapter)
     return read

@@ -27,8 +27,8 @@ from cpserve.cli._show import emit, note, pairs, reporting, table
 from cpserve.cli._train_hub import hub_training_options, learner
 
 if TYPE_CHECKING:
+    from adapter_store import Version
     from cpserve.concept import Concept
-    from cpserve.learning import Learned
     from trainer import Settings
 
 METHODS = (
@@ -202,8 +202,6 @@ def train(
         emit(plan.json(), plan.text(), as_json=common.json)
         return
     learned = _learn(common, plan, resume=resume, restart=restart)
-    for warning in dict.fromkeys(w for each in learned for w in each.warnings):
-        note(warning)
     _tell(common, plan, learned)
     who.push(common)
 
@@ -233,7 +231,7 @@ def _settings(config: Path | None, given: dict[str, Any]) -> Settings:
     return Settings.of(table | {key: value for key, value in given.items() if value is not None})
 
 
-def _learn(common: Common, plan: _Plan, *, resume: bool, restart: bool) -> list[Learned]:
+def _learn(common: Common, plan: _Plan, *, resume: bool, restart: bool) -> list[Version]:
     from cpserve.engine import torch_device
     from cpserve.learning import learn
 
@@ -249,10 +247,11 @@ def _learn(common: Common, plan: _Plan, *, resume: bool, restart: bool) -> list[
             resume=resume,
             restart=restart,
             progress=report,
+            warn=note,
         )
 
 
-def _tell(common: Common, plan: _Plan, learned: Sequence[Learned]) -> None:
+def _tell(common: Common, plan: _Plan, learned: Sequence[Version]) -> None:
     version = common.store.version(plan.adapter)
     ref = str(version)
     samples = [path for path in version.paths() if path.startswith("samples/")]
@@ -263,11 +262,13 @@ def _tell(common: Common, plan: _Plan, learned: Sequence[Learned]) -> None:
     look = shlex.join(["cpserve", "adapters", "checkout", ref, ref.replace("@", "-"), *store])
     value = {
         "version": ref,
-        "learned": [{"concept": each.concept, "version": str(each.version)} for each in learned],
+        "learned": [{"concept": each.manifest.concepts[-1].name, "version": str(each)} for each in learned],
         "concepts": [c.token for c in version.manifest.concepts],
         "samples": samples,
         "next": draw,
     }
-    lines = [f"{each.version}  learned {each.concept}" for each in learned] or [f"{ref}  nothing was left to learn"]
+    lines = [f"{each}  learned {each.manifest.concepts[-1].name}" for each in learned] or [
+        f"{ref}  nothing was left to learn"
+    ]
     lines += [f"samples: {len(samples)} pictures lie in the version; to see them: {look}", f"next: {draw}"]
     emit(value, "\n".join(lines), as_json=common.json)

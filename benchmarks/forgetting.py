@@ -4,8 +4,8 @@ Held-out concepts are taught in sequence to the built-in base. After each, every
 occur neither in training nor among the protected ones; Lite0 features of those pictures and of the concept's unseen pictures,
 as the base's autoencoder renders them, give the measures of `cpserve.measures`; drift is the mean cosine distance of pictures of
 other things to what the base draws from the same noise. Diffusion-classifier accuracy: unseen pictures among all concepts so
-far, when each was learned and at the end. Two references: `alone` teaches each concept by itself
-(`per-concept`: nothing can be forgotten), `joint` all of them at once, with as many steps as the sequence has.
+far, when each was learned and at the end. Three references: `token` learns the words alone, `alone` teaches each concept by itself
+(`per-concept`: in neither can anything be forgotten), `joint` all of them at once, with as many steps as the sequence has.
 
 `--two` asks for two concepts in one picture: how many of 100 show both (`pairs.py` judges), drawn by the method's one adapter, or
 by the sum of the two updates of `alone`.
@@ -304,7 +304,8 @@ def main() -> None:
     arguments.add_argument("--pictures", type=int, default=100, help="with --two: of two concepts, and as many of one")
     asked = arguments.parse_args()
     if asked.sheet:
-        print(sheet([*METHODS, *BOUNDS]))
+        keep_strip("taught", [pictures(name, i)[0][0] for i, name in enumerate(CONCEPTS["test"][:10])])
+        print(sheet(["taught", *METHODS, *BOUNDS]))
         return
     base = cpserve.load_base()
     one = Run(

@@ -13,10 +13,10 @@ from trainer import Settings
 Lines = Sequence[dict[str, Any]]
 LEFT = {
     "alignment_learned": "alignment when learned", "alignment": "at the end", "last_alignment": "of the last one",
-    "recognised": "recognised", "dc": "DC accuracy", "kept": "kept", "drift": "drift",
+    "recognised_learned": "recognised when learned", "recognised": "at the end", "kept": "kept", "drift": "drift",
 }  # fmt: skip
 BESIDE = {
-    "recognised_learned": "recognised when learned", "dc_learned": "DC accuracy when learned", "a_mmd": "A_MMD", "f_mmd": "F_MMD",
+    "dc_learned": "DC accuracy when learned", "dc": "at the end", "a_mmd": "A_MMD", "f_mmd": "F_MMD",
     "update_first": "first update", "update_last": "last update", "adapter_bytes": "bytes of LoRA", "seconds": "s a concept",
     "peak_mb": "MB",
 }  # fmt: skip

@@ -35,6 +35,8 @@ from trainer.penalties.ewc import Anchor, fisher_information
 from trainer.penalties.null_space import basis_of
 from trainer.sequence import Lesson, _task, check_new
 
+NULL_SPACE = replace(QUICK, method="null-space", null_energy=1e-3)
+
 
 @pytest.fixture(scope="session")
 def base(bases: dict[str, BaseModel]) -> BaseModel:
@@ -57,13 +59,23 @@ def test_a_full_basis_freezes_earlier_prompts(base: BaseModel, tmp_path: Path) -
 
 def test_ordinary_prompts_stay_as_they_were(base: BaseModel, tmp_path: Path) -> None:
     """What concerns no concept moves by a small part of what it does unprotected, from the first concept on."""
-    settings = replace(QUICK, method="null-space", null_energy=1e-3, factor_rate=0.1)
+    settings = replace(NULL_SPACE, factor_rate=0.1)
     moved = [
         learned(base, tmp_path / f"{nouns}", replace(settings, null_nouns=nouns), "dog").manifest.metrics
         for nouns in (0, settings.null_nouns)
     ]
     without, protected = (float(str(metrics["largest_ordinary_kv_change"])) for metrics in moved)
     assert 0 < protected < 0.2 * without
+
+
+def test_free_directions_are_those_that_an_update_spans(base: BaseModel, tmp_path: Path) -> None:
+    """The share in the metrics is the rank of all layers' updates together, and the second concept has fewer."""
+    settings = replace(NULL_SPACE, null_nouns=0)
+    one, two = (learned(base, tmp_path / names[-1], settings, *names) for names in (["dog"], ["dog", "cat"]))
+    rows = torch.cat([tensor for key, tensor in one.lora.items() if ".lora_A." in key])
+    free = one.manifest.metrics["free_directions"]
+    assert torch.linalg.matrix_rank(rows, rtol=1e-4) == round(free * rows.shape[1]) < len(rows)
+    assert two.manifest.metrics["free_directions"] < free
 
 
 def test_the_basis_keeps_what_it_promises(monkeypatch: pytest.MonkeyPatch) -> None:

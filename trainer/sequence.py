@@ -204,6 +204,8 @@ def _learn(lesson: Lesson, record: Record, progress: Callable[[Progress], None] 
         )
         optimise(stage, record, progress)
         metrics["dsc_tau"] = distil.tau
+    if model.complement is not None:
+        metrics["free_directions"] = round(float(model.complement.diagonal().mean()), 3)
     lora = recompress(lesson.base.spec.sites, model.lora()) if method.fresh else model.lora()
     training, tau = _kept(lesson, task)
     manifest = Manifest(

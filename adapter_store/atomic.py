@@ -55,15 +55,15 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds the lock right now."""
-    from filelock import FileLock, Timeout
+    """Whether some process holds the lock right now, or nobody can tell."""
+    from filelock import FileLock
 
-    if not path.exists():
-        return False
     try:
+        if not path.exists():
+            return False
         with FileLock(path, blocking=False):
             return False
-    except Timeout:
+    except OSError:  # held, or a disk that only can be read
         return True
 
 

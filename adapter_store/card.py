@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 
 from adapter_store.layout import MATRIX
-from cpserve.manifest import EMBEDDINGS, Manifest
+from cpserve.manifest import EMBEDDINGS, SAMPLES, Manifest, sample_name
 
 _BUILTIN = "builtin:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -50,7 +50,10 @@ def render_card(manifest: Manifest, name: str, paths: Collection[str] = ()) -> s
     if concepts:
         parts += [f"{len(concepts)} concepts, learned one after another on `{base}` by `{manifest.method}`.", ""]
         parts += ["<Gallery />", "", "| concept | say | pictures learned from | |", "|---|---|---|---|"]
-        parts += [f"| {c.name} | `{c.token}` | {c.pictures} | ![{c.name}](samples/{c.name}-0.png) |" for c in concepts]
+        parts += [
+            f"| {c.name} | `{c.token}` | {c.pictures} | ![{c.name}]({SAMPLES}/{sample_name(c.name, 0)}) |"
+            for c in concepts
+        ]
     else:
         touched = "keys and values of the cross-attention" if manifest.layers == "kv" else "other layers, too"
         parts += [f"A LoRA for `{base}`, {manifest.method}: {touched}."]
@@ -91,6 +94,6 @@ def _front(manifest: Manifest) -> str:
     for concept in manifest.concepts:
         lines += [
             f"- text: {json.dumps(f'a photo of {concept.token}')}",
-            f"  output: {{url: {json.dumps(f'samples/{concept.name}-0.png')}}}",
+            f"  output: {{url: {json.dumps(f'{SAMPLES}/{sample_name(concept.name, 0)}')}}}",
         ]
     return "\n".join([*lines, "---", ""])

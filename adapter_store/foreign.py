@@ -100,7 +100,7 @@ def _factors(path: str, module: str, found: Mapping[Part, Array], header: Mappin
     a, b = found.get("A"), found.get("B")
     if a is None or b is None:
         raise AdapterError(f"{path}: {module} has one factor without the other", hint="the file is not whole")
-    plain = a.ndim == b.ndim == 2 or (a.ndim == b.ndim == 4 and not is_kv(module))
+    plain = a.ndim == b.ndim == 2 or (a.ndim == b.ndim == 4 and b.shape[2:] == (1, 1) and not is_kv(module))
     if not plain or a.shape[0] != b.shape[1] or not 1 <= a.shape[0] <= LARGEST_RANK:
         raise AdapterError(
             f"{path}: the factors of {module} are {a.shape} and {b.shape}, which do not make a LoRA",

@@ -25,7 +25,7 @@ from huggingface_hub import (
     hf_hub_url,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from adapter_store.hub_errors import RAISED, hub_errors, is_busy, retry_after, status
@@ -104,9 +104,9 @@ class HubClient:
         """Make the repository, unless it is there; one that is there keeps who may see it."""
         with hub_errors(str(self), self.connection.endpoint):
             try:
-                self._api.repo_info(self.repo)
+                _patiently(lambda: self._api.repo_info(self.repo))
             except RepositoryNotFoundError:
-                self._api.create_repo(self.repo, private=private, exist_ok=True)
+                _patiently(lambda: self._api.create_repo(self.repo, private=private, exist_ok=True))
 
     def refs(self) -> Refs:
         """Where things are now."""
@@ -189,8 +189,13 @@ class HubClient:
             raise StoreError(f"somebody else moved {self}@{name} just now", hint="run the same command again")
 
     def untag(self, name: str) -> None:
-        """Remove a tag."""
-        self._ask(lambda: self._api.delete_tag(self.repo, tag=name))
+        """Remove a tag; one that is gone already was perhaps removed by a request that was denied."""
+
+        def remove() -> None:
+            with suppress(RevisionNotFoundError):
+                self._api.delete_tag(self.repo, tag=name)
+
+        self._ask(remove)
 
     def _manifest(self, revision: str, *, anew: bool = False) -> Path:
         """Fetch a manifest. Nothing else says yet what it should be, so it is held to what the Hub announced of it."""

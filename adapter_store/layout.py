@@ -6,19 +6,18 @@ Knows paths only. Nothing here reads or writes.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from cpserve.errors import StoreError
-from cpserve.manifest import FILE_NAME, check_name
+from cpserve.manifest import FILE_NAME, TRAINING, check_name, folded
 
 CARD = "README.md"
 MANIFEST = FILE_NAME
-TRAINING = "training"
-EVALUATION = "evaluation/evaluation.json"  # what was measured of the version, where it was
+MEASURED = "evaluation.json"
+EVALUATION = f"evaluation/{MEASURED}"  # what was measured of the version, where it was
 MATRIX = "evaluation/forgetting.png"
 
 _PART = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff/\\:]+")
@@ -42,11 +41,11 @@ def check_paths(paths: Iterable[str]) -> None:
         parts = path.split("/")
         if len(path) > 200 or not all(_PART.fullmatch(part) and part not in {".", ".."} for part in parts):
             raise _refused(path, "is not a plain relative path of at most 200 characters")
-        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
-        if folded in taken:
+        name = folded(path)
+        if name in taken:
             raise _refused(path, "meets another file of the version, or is the manifest's own")
-        taken.add(folded)
-        folders.update(str(parent) for parent in PurePosixPath(folded).parents)
+        taken.add(name)
+        folders.update(str(parent) for parent in PurePosixPath(name).parents)
     if clash := taken & folders:
         raise _refused(min(clash), "is a file and a folder at once")
 

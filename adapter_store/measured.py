@@ -23,7 +23,7 @@ CELL, TEXT, GAP = (72, 36), 15, 8  # pixels
 LONGEST = 24  # characters of a name
 FULL, EMPTY = (47, 111, 179), (240, 240, 240)  # of a concept that is all there, and of one that is gone
 
-Cosine = Annotated[float, Meta(ge=-1, le=1)]
+Cosine = Annotated[float, Meta(ge=-1.001, le=1.001)]  # of float32, which rounds
 
 
 class Evaluation(Struct, frozen=True):

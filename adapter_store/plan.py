@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter_store.atomic import sync_folder
+from adapter_store.atomic import disk_errors, sync_folder
 from adapter_store.local import LocalStore
 from cpserve.errors import StoreError
 
@@ -50,8 +50,9 @@ def plan_gc(store: LocalStore) -> GcPlan:
         IntegrityError: a version is damaged, so that what it refers to is not known.
         StoreError: the lock is held, or the system refuses.
     """
-    if not store.root.is_dir():
-        return GcPlan(store, ())
+    with disk_errors():
+        if not store.root.is_dir():
+            return GcPlan(store, ())
     with store.held():  # a commit that is under way has files that no version refers to yet
         needed = store.needed()
         found = [Garbage(path, path.stat().st_size, what) for path, what in _candidates(store) if path not in needed]

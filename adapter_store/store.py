@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from adapter_store.aliases import alias_names, aliased, remove_alias, set_alias
 from adapter_store.checkout import checkout
 from adapter_store.local import LocalStore
-from adapter_store.plan import Garbage, GcPlan, delete, plan_gc
+from adapter_store.plan import GcPlan, delete, plan_gc
 from adapter_store.ref import Ref, no_alias
 from adapter_store.verify import Problem, problems
 from adapter_store.version import Version
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from adapter_store.hub import HubStore
     from adapter_store.transfer import Moved
 
-__all__ = ["Garbage", "GcPlan", "Problem", "Ref", "Store", "Version"]
+__all__ = ["GcPlan", "Problem", "Ref", "Store", "Version"]
 
 
 class Store:
@@ -79,14 +79,16 @@ class Store:
             return self._hub.commit(repo, files, draft, expected_head=expected_head)
         return self._local.commit(name, files, draft, expected_head=expected_head)
 
-    def version(self, ref: Ref | str) -> Version:
-        """The version that a reference stands for.
+    def version(self, ref: Ref | str | Version) -> Version:
+        """The version that a reference stands for; one that was found already stands for itself.
 
         Raises:
             IntegrityError: its manifest is damaged.
             RefError: the reference is malformed, or the name, version or alias does not exist.
             StoreError: the Hub cannot be asked.
         """
+        if isinstance(ref, Version):
+            return ref
         ref = Ref.parse(ref) if isinstance(ref, str) else ref
         return self._hub.resolve(ref) if ref.hub else self._local.version(ref.name, self._number(ref))
 
@@ -145,7 +147,7 @@ class Store:
             self._existing_head(name)
             remove_alias(self._local, name, alias)
 
-    def rollback(self, ref: Ref | str) -> Version:
+    def rollback(self, ref: Ref | str | Version) -> Version:
         """Store a new version with an older one's content; history is never rewritten. On the Hub no file is uploaded.
 
         Raises:
@@ -268,7 +270,7 @@ class Store:
         """
         return plan_gc(self._local)
 
-    def checkout(self, ref: Ref | str, folder: Path, *, for_training: bool = False) -> Path:
+    def checkout(self, ref: Ref | str | Version, folder: Path, *, for_training: bool = False) -> Path:
         """Write a version as an ordinary folder that plain diffusers loads; all of it appears at once.
 
         Args:

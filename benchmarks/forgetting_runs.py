@@ -103,7 +103,7 @@ SAME = {
     "792a44c374a2": frozenset({*METHODS, *BOUNDS}),  # judged by region, but not there
     "431233e17b84": frozenset({*METHODS, *BOUNDS}),  # few of many labels, but not by the whole picture
     "141a233a9a4e": frozenset({*METHODS, *BOUNDS}),  # draws in another order, but not by the whole picture
-    "60008b9d148c": frozenset({*METHODS, *BOUNDS}),  # a number more in the manifest
+    "60008b9d148c": frozenset({*METHODS, *BOUNDS}),  # a number more in the manifest, damaged runs told
     "6809ad94816a": frozenset({*METHODS, *BOUNDS}),  # drawings judged without pictures; few large rows at once
 }
 """By the sources that lines were made with, the methods that have learned the same since, bit for bit (LOG.md)."""

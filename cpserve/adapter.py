@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import PurePosixPath
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from cpserve.errors import AdapterError
 from cpserve.lora_header import lora_header
-from cpserve.manifest import EMBEDDINGS, NEWEST_EMBEDDING, WEIGHTS, BaseEntry, Manifest, plain
+from cpserve.manifest import EMBEDDINGS, NEWEST_EMBEDDING, SAMPLES, TRAINING, WEIGHTS, BaseEntry, Manifest, plain
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -84,8 +85,8 @@ class Adapter:
             for folder, part in zip(EMBEDDINGS, whole.split(list(self.text_widths) or len(whole)), strict=False):
                 made[f"{folder}/{concept.name}.safetensors"] = save({concept.token: part.contiguous()})
             made[NEWEST_EMBEDDING] = made[f"{EMBEDDINGS[0]}/{concept.name}.safetensors"]
-        made |= {f"training/{name}.safetensors": save(_ready(tensors)) for name, tensors in self.training.items()}
-        return made | {f"samples/{name}": png for name, png in self.samples.items()}
+        made |= {f"{TRAINING}/{name}.safetensors": save(_ready(tensors)) for name, tensors in self.training.items()}
+        return made | {f"{SAMPLES}/{name}": png for name, png in self.samples.items()}
 
     @classmethod
     def read(cls, manifest: Manifest, read: Callable[[str], bytes], *, for_training: bool = False) -> Adapter:
@@ -102,9 +103,7 @@ class Adapter:
             first, second = (f"{folder}/{concept.name}.safetensors" for folder in EMBEDDINGS)
             parts = [_embedding(p, read(p), concept.token) for p in (first, *({second} & set(paths)))]
             embeddings[concept.token], widths = torch.cat(parts), tuple(map(len, parts))
-        training = {
-            p.removeprefix("training/").removesuffix(".safetensors"): p for p in paths if p.startswith("training/")
-        }
+        training = {PurePosixPath(p).stem: p for p in paths if p.startswith(f"{TRAINING}/")}
         kept = {name: parse_tensors(p, read(p)) for name, p in training.items()} if for_training else {}
         return cls(manifest, lora, embeddings, kept, text_widths=widths)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from cpserve.engine import Engine, open_engine
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import CpserveError
 from cpserve.learning import Report, head_adapter, learn
+from cpserve.png import png
 from cpserve.prompts import Prompt
 from cpserve.recognition import NONE, Answer, Judging, classify
 
@@ -183,11 +183,8 @@ def _strip(pictures: Sequence[tuple[Image.Image, str]]) -> str:
 
 
 def _figure(image: Image.Image, words: str) -> str:
-    buffer = io.BytesIO()
-    image.resize((96, 96), Image.Resampling.NEAREST if image.width < 96 else Image.Resampling.LANCZOS).save(
-        buffer, "PNG"
-    )
-    data = base64.b64encode(buffer.getvalue()).decode()
+    shown = image.resize((96, 96), Image.Resampling.NEAREST if image.width < 96 else Image.Resampling.LANCZOS)
+    data = base64.b64encode(png(shown)).decode()
     return (
         f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{html.escape(words)}</figcaption></figure>'
     )

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from cpserve.base import BUILTIN, BaseSpec, load_base
+from cpserve.engines import ENGINES
 from cpserve.errors import EngineError
 from cpserve.prompts import CPU, PromptBank
-
-ENGINES = ("auto", "eager", "compile", "onnx", "openvino", "trt")
 
 
 class Engine(ABC):
@@ -138,18 +137,20 @@ def open_engine(
     bundle: str | Path | None = None,
     threads: int | None = None,
 ) -> Engine:
-    """Open the engine that serves `base`, as `load_base` finds it.
+    """Open the engine that serves `base`, as `load_base` finds it, or the bundle, which brings its own base.
 
     `auto` takes what the bundle was made for where one is given, else torch ("eager"): the same call opens the same engine
     everywhere. All but "openvino" run on the GPU where torch finds one; `CUDA_VISIBLE_DEVICES=` hides it. `threads` is how
     many a bundle's graphs may use (None: as many as there are cores).
 
     Raises:
-        EngineError: the kind is unknown, a bundle is needed and missing or not sound, or what runs it is not installed.
+        EngineError: the kind is unknown; a bundle is missing, not sound or not what the kind runs; its library is not installed.
         BaseModelError: the base cannot be loaded.
     """
     if engine not in ENGINES:
         raise EngineError(f"there is no engine {engine!r}", hint=f"use one of {', '.join(ENGINES)}")
+    if bundle is not None and engine in {"eager", "compile"}:
+        raise EngineError(f"the {engine} engine runs no bundle", hint="leave out the one or the other")
     if engine in {"eager", "compile"} or (engine == "auto" and bundle is None):
         from cpserve.engines.eager import CompileEngine, EagerEngine
 

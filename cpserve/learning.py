@@ -18,7 +18,7 @@ from cpserve.concept import Concept
 from cpserve.drawing import Drawing, generate
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import RefError, StoreError, TrainingError
-from cpserve.manifest import Manifest
+from cpserve.manifest import Manifest, sample_name
 from cpserve.png import png
 from cpserve.prompts import Prompt
 from cpserve.recognition import classify
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adapter_store import Store, Version
     from trainer import Progress, Record, Settings
 
-SAMPLES = 4  # of the concept just learned; of each earlier one the first
+DRAWN = 4  # samples of the concept just learned; of each earlier one the first
 Report = Callable[[str, int, int, str], None]
 """(what, steps done, steps in all, how it goes)."""
 LEAST_LEARNED = 0.5  # of the own pictures told from the others'; below, the user is warned
@@ -87,7 +87,7 @@ def learn(
 def _alone(store: Store, adapter: str) -> Iterator[None]:
     """One process learns into an adapter at a time."""
     path = store.run_lock(adapter)
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=1)  # `adapters list` holds it for a moment when it looks
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -235,7 +235,7 @@ def _learn_one(
 def _judged(base: BaseModel, made: Adapter, drawn: Mapping[str, Image.Image]) -> Adapter:
     """With the share of the newest concept's samples that show it, to tell by `cpserve eval` what is left of it later."""
     *earlier, concept = made.manifest.concepts
-    samples = [drawn[sample_name(concept.name, i)] for i in range(SAMPLES)]
+    samples = [drawn[sample_name(concept.name, i)] for i in range(DRAWN)]
     with EagerEngine(base) as engine:
         answers = classify(engine, samples, made)
     share = sum(answer.label == concept.name for answer in answers) / len(answers)
@@ -270,15 +270,10 @@ def _draw(
         return [d.image for d in generate(engine, prompts, seeds, Drawing(guidance=3.0), progress=told)]
 
 
-def sample_name(concept: str, number: int) -> str:
-    """What the file of a concept's sample is called."""
-    return f"{concept}-{number}.png"
-
-
 def draw_samples(base: BaseModel, adapter: Adapter, progress: Report | None = None) -> dict[str, Image.Image]:
-    """Seeded pictures of every concept so far, SAMPLES of the newest and one of each other, by file name."""
+    """Seeded pictures of every concept so far, DRAWN of the newest and one of each other, by file name."""
     *earlier, newest = adapter.manifest.concepts
-    wanted = [(c, i) for c, each in (*((c, 1) for c in earlier), (newest, SAMPLES)) for i in range(each)]
+    wanted = [(c, i) for c, each in (*((c, 1) for c in earlier), (newest, DRAWN)) for i in range(each)]
     prompts = [Prompt(f"a photo of {concept.token}", adapter) for concept, _ in wanted]
     images = _draw(base, prompts, [i for _, i in wanted], f"drawing {newest.name}", progress)
     return {sample_name(c.name, i): image for (c, i), image in zip(wanted, images, strict=True)}

@@ -7,6 +7,7 @@ Does not know tensors (`adapter.py`) or where versions are kept (`adapter_store`
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -20,6 +21,7 @@ FILE_NAME = "cpserve.json"
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers wants exactly one file whose name ends so, at the root
 NEWEST_EMBEDDING = "learned_embeds.safetensors"
 EMBEDDINGS = ("embeddings", "embeddings_2")  # folders: of the first text encoder, of SDXL's second
+SAMPLES, TRAINING = "samples", "training"  # folders, too
 _MEANT = {
     "@": "leave out '@' and what follows",
     "/": "leave out '/'; an adapter on the Hub is hf://user/name",
@@ -68,7 +70,7 @@ class Fingerprint(Document, frozen=True):
 
 
 class BaseEntry(Document, frozen=True):
-    """The base model that an adapter was learned on: `builtin:emoji64`, a Hub id with its commit, or a folder's name."""
+    """The base model that an adapter was learned on: `builtin:emoji64`, a Hub id with its commit, or a path as it was given."""
 
     id: str
     fingerprint: Fingerprint
@@ -179,6 +181,16 @@ def plain(text: object) -> str:
     """A stranger's words for a sentence: in one line, short, and without what could move a terminal's cursor."""
     words = printable(text)
     return words if len(words) <= 200 else f"{words[:197]}..."
+
+
+def sample_name(concept: str, number: int) -> str:
+    """What the file of a concept's sample is called; of the first, 0, every later version has one, too."""
+    return f"{concept}-{number}.png"
+
+
+def folded(name: str) -> str:
+    """The name by which file systems that ignore case or normalise Unicode would know it."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def check_name(name: str) -> str:

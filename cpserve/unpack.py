@@ -24,6 +24,7 @@ from typing import IO
 from PIL import Image, ImageOps
 
 from cpserve.errors import ConceptError
+from cpserve.manifest import folded
 
 MIB = 1 << 20
 
@@ -104,8 +105,7 @@ class _Entry:
 
     @property
     def folded(self) -> str:
-        """The name by which file systems that ignore case or normalise Unicode would know it."""
-        return unicodedata.normalize("NFC", unicodedata.normalize("NFC", self.name).casefold())
+        return folded(self.name)
 
     @property
     def suffix(self) -> str:

@@ -6,7 +6,6 @@ Reading is diffusers' own: its files and kohya's, UNet and text encoder. Only sa
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from cpserve.base import BaseModel, quiet
-from cpserve.bundle import MergedEntry
+from cpserve.bundle import MergedEntry, file_entry
 from cpserve.errors import AdapterError, first_line
 from cpserve.manifest import WEIGHTS
 from cpserve.prompt_kv import KVSites, PackedUNet, pack_unet
@@ -44,8 +43,7 @@ class Lora:
                 f"{self.path} is no LoRA's .safetensors file, nor a folder with a {WEIGHTS}",
                 hint="name a file, a folder that holds one, or a stored version: name@v1, hf://user/repo@v1",
             )
-        with self.file.open("rb") as file:
-            return MergedEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), scale=self.scale)
+        return MergedEntry(sha256=file_entry(self.file.parent, self.file).sha256, scale=self.scale)
 
 
 def merge(base: BaseModel, loras: Sequence[Lora]) -> BaseModel:

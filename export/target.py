@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from cpserve.base import BaseModel
-from cpserve.bundle import Precision, RunnerName
 from cpserve.errors import EngineError
+
+if TYPE_CHECKING:  # the command line names the GPUs without an import of torch
+    from cpserve.base import BaseModel
+    from cpserve.bundle import Precision, RunnerName
 
 LARGE = 1 << 29  # bytes of UNet weights, above which they are compiled for one row count only, since each keeps a copy
 ROWS = (1, 2, 4, 8, 16, 32)

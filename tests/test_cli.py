@@ -234,6 +234,7 @@ REFUSED = {
     "a climbing adapter": ("train --concept {home}/dog.zip --adapter ../x --restart", "'../x' cannot be a name"),
     "a climbing concept": ("train --concept {home}/dog.zip --name ../x", "'../x' cannot be a name"),
     "no such zip": ("train --concept {home}/none.zip", "does not exist"),
+    "a name too long": (f"check {'x' * 300}", "File name too long"),
     "a broken zip": ("train --concept {broken}", "neither a folder nor a zip"),
     "a name taken": ("train --concept {home}/dog.zip --adapter pets", "two concepts called 'dog'"),
     "a name given twice": ("train --concept {home}/dog.zip --concept {home}/dog.zip", "two concepts called 'dog'"),

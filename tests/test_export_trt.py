@@ -10,13 +10,12 @@ import torch
 
 from cpserve.base import BaseModel
 from cpserve.bundle import read_bundle
-from cpserve.cli import export as verb
 from cpserve.engine import open_engine
 from cpserve.engines import trt as engines
 from cpserve.engines.trt import profile_of, used
 from cpserve.errors import EngineError
 from cpserve.prompts import Prompt
-from export import plan_from_onnx, target
+from export import plan_from_onnx
 from export.build import plan_export
 from export.target import Target, resolve
 from tests.conftest import once
@@ -119,11 +118,6 @@ def test_without_tensorrt_exporting_says_what_to_install(
     assert "pip install" in refused.value.hint
 
 
-def test_the_command_knows_the_same_gpus() -> None:
-    """The option's choices are the library's."""
-    assert (verb.GPUS, verb.DEFAULT_GPUS) == (target.GPUS, target.DEFAULT_GPUS)
-
-
 def test_the_bank_is_cut_to_the_rows() -> None:
     """However many prompts a bank holds, the plan is handed at most one a row, and every row finds its own."""
     bank = torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(0))
@@ -159,4 +153,3 @@ def test_a_plan_equals_torch(bundle: Path, bases: dict[str, BaseModel]) -> None:
         torch.testing.assert_close(first, judge.infer(z, t, *judge.bank.packed(prompts)), atol=1e-3, rtol=0)
         assert torch.equal(first, again)
         assert not torch.allclose(first, other, atol=1e-3)
-        assert "layers" in engine.layers().lower()

@@ -66,6 +66,7 @@ TRANSIENT = {
     "a busy upload": Fault("PUT", "/upload/", times=2, status=500),
     "a tag that needs two tries": Fault("POST", "/tag/", times=2, status=500),
     "a tag that was set and denied": Fault("POST", "/tag/", status=500, after=True),
+    "a busy first question": Fault("GET", "/api/models/me/pets$", times=2, status=503),
 }
 
 
@@ -113,6 +114,15 @@ def test_an_alias_is_what_the_hub_says_now(store, hub):
     hub.faults.clear()
     hub.faults.add(Fault("HEAD", "/resolve/v2/", times=2, status=503))
     assert store.version(f"{PETS}@v2").manifest.version == 2
+
+
+def test_an_alias_that_was_taken_away_and_denied_is_moved(store, hub):
+    """To move one it is removed first; that the answer is lost loses neither the alias nor the way."""
+    store.push("pets", PETS)
+    store.set_alias(PETS, "prod", 1)
+    hub.faults.add(Fault("DELETE", "/tag/", status=500, after=True))
+    store.set_alias(PETS, "prod", 2)
+    assert store.aliases(PETS) == {"prod": 2}
 
 
 def test_a_tag_that_cannot_be_set_loses_no_version(store, hub):

@@ -148,6 +148,10 @@ REFUSED = {
     "half a pair": (save(dict(list(lora().items())[:3])), "one factor without the other"),
     "ranks that differ": (save(lora() | {Key(KV[0], "A").kohya: np.ones((2, 6), np.float32)}), "do not make a LoRA"),
     "three axes": (save(lora() | {Key(KV[0], "A").kohya: np.ones((3, 6, 1), np.float32)}), "do not make a LoRA"),
+    "a wide second factor": (
+        save({f"lora_unet_conv_in.lora_{part}.weight": np.ones((2, 2, 3, 3), np.float32) for part in ("down", "up")}),
+        "do not make a LoRA",
+    ),
     "not finite": (save(lora() | {Key(KV[0], "A").kohya: np.full((3, 6), np.nan, np.float32)}), "not finite"),
     "whole numbers": (save(lora() | {Key(KV[0], "A").kohya: np.ones((3, 6), np.int32)}), "not of floating point"),
     "an alpha of two numbers": (save(lora(alpha=[1.0, 2.0])), "is no number"),

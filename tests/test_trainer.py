@@ -107,6 +107,17 @@ def test_a_resumed_run_equals_a_straight_one(base: BaseModel, tmp_path: Path) ->
     assert resumed.content_hash == straight.content_hash
 
 
+def test_a_damaged_run_is_a_sentence(base: BaseModel, tmp_path: Path) -> None:
+    """Whichever of its files lost its end, the error says how to begin anew."""
+    record, empty = Record(tmp_path), empty_adapter(base.spec.entry)
+    learn(base, concept("dog"), empty, QUICK, record)
+    for name in ("learn.safetensors", "latents.safetensors", "run.json"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-20])
+        with pytest.raises(TrainingError, match="cannot be read") as caught:
+            learn(base, concept("dog"), empty, QUICK, record, resume=True)
+        assert "--restart" in caught.value.hint
+
+
 def test_a_resumed_run_must_be_the_same_run(base: BaseModel, tmp_path: Path) -> None:
     """Resuming with another concept or other settings is refused, and the unfinished run stays."""
     record, empty = Record(tmp_path), empty_adapter(base.spec.entry)

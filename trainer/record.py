@@ -63,9 +63,7 @@ class Record:
         try:
             return Run.read(self.run_file.read_bytes())
         except (OSError, ValueError) as error:
-            raise TrainingError(
-                f"the unfinished run in {self.folder} cannot be read", hint="drop it: add --restart to the same command"
-            ) from error
+            raise self._unreadable() from error
 
     def begin(self, run: Run, latents: dict[str, Tensor]) -> None:
         """Lay down a new run: `latents` of the pictures and, with prior preservation, of the `prior`. `run.json` comes last, so
@@ -83,19 +81,26 @@ class Record:
             temporary.replace(self.run_file)
 
     def latents(self) -> dict[str, Tensor]:
-        """The cached latents."""
-        return load_file(self.folder / "latents.safetensors")
+        """The cached latents.
+
+        Raises:
+            TrainingError: they cannot be read.
+        """
+        return self._load("latents")
 
     def save_state(self, stage: str, tensors: dict[str, Tensor], step: int) -> None:
         """Keep a stage's state after `step` steps."""
         self._save(self.folder / f"{stage}.safetensors", {**tensors, "step": torch.tensor(step)})
 
     def load_state(self, stage: str) -> tuple[dict[str, Tensor], int]:
-        """A stage's last state kept and its step; `({}, 0)` where none was."""
-        path = self.folder / f"{stage}.safetensors"
-        if not path.exists():
+        """A stage's last state kept and its step; `({}, 0)` where none was.
+
+        Raises:
+            TrainingError: it cannot be read.
+        """
+        if not (self.folder / f"{stage}.safetensors").exists():
             return {}, 0
-        tensors = load_file(path)
+        tensors = self._load(stage)
         return tensors, int(tensors.pop("step"))
 
     def delete(self) -> None:
@@ -108,6 +113,17 @@ class Record:
             if self.folder.exists():
                 self.run_file.unlink(missing_ok=True)
                 shutil.rmtree(self.folder)
+
+    def _load(self, name: str) -> dict[str, Tensor]:
+        try:
+            return load_file(self.folder / f"{name}.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise self._unreadable() from error
+
+    def _unreadable(self) -> TrainingError:
+        return TrainingError(
+            f"the unfinished run in {self.folder} cannot be read", hint="drop it: add --restart to the same command"
+        )
 
     def _save(self, path: Path, tensors: dict[str, Tensor]) -> None:
         partial = path.with_name(path.name + ".partial")

@@ -122,9 +122,10 @@ def annotate(common: Common, name: str, folder: Path) -> None:
     The newest version is stored again, as a new one, with the scores, and on its card what is left of each concept after
     every later one, as a picture.
     """
+    from adapter_store.layout import MEASURED
     from adapter_store.measured import annotated
 
-    file = folder / "evaluation.json"
+    file = folder / MEASURED
     older = common.store.version(name)
     draft, files = annotated(older, str(file), _read(file))
     version = common.store.commit(name, files, draft, expected_head=older.manifest.version)

@@ -2,6 +2,7 @@
 
 CpserveError        its sentence and the hint on stderr, 1
 memory ran out      the same
+the disk refuses    the path and the system's words, 1
 a wrong option      click's own words, 2
 KeyboardInterrupt   what was kept, 130
 a closed pipe       nothing (click sees to it)
@@ -10,6 +11,7 @@ anything else       is a bug and keeps its traceback
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,10 @@ from cpserve.errors import CpserveError, printable
 from cpserve.tokens import address
 
 STOPPED = 130  # as shells report a process that Ctrl-C ended
+REFUSALS = frozenset({
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE,
+})  # fmt: skip
+"""What the operating system says of a user's paths; every other error of its is a bug here."""
 
 
 class BorderGroup(click.Group):
@@ -35,6 +41,14 @@ class BorderGroup(click.Group):
             click.echo(f"error: {printable(error)}", err=True)
             if error.hint:
                 click.echo(f"hint: {printable(error.hint)}", err=True)
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno not in REFUSALS or not error.filename:
+                raise
+            click.echo(f"error: {printable(error.filename)}: {error.strerror}", err=True)
+            click.echo(
+                "hint: check the path, its permissions and the space that is left, or name another one", err=True
+            )
             ctx.exit(1)
         except KeyboardInterrupt as stop:
             click.echo(f"\nstopped: {str(stop) or 'nothing was kept'}", err=True)

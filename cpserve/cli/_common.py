@@ -13,23 +13,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpserve.cli._show import note
+from cpserve.engines import ENGINES
 
 if TYPE_CHECKING:
-    from adapter_store import Store
+    from adapter_store import Store, Version
     from cpserve.adapter import Adapter
     from cpserve.base import BaseModel
     from cpserve.engine import Engine
     from cpserve.manifest import BaseEntry, Manifest
 
 BASE = "builtin:emoji64"
-ENGINES = (
-    "auto",
-    "eager",
-    "compile",
-    "onnx",
-    "openvino",
-    "trt",
-)  # cpserve.engine's, which would cost `--help` an import of torch
 
 
 @dataclass(frozen=True)
@@ -214,15 +207,10 @@ def open_for(common: Common, engine: str, bundle: Path | None, base: str | None,
     )
 
 
-def read_adapters(common: Common, engine: Engine, refs: Sequence[str]) -> dict[str, tuple[str, Adapter]]:
-    """By reference: the version that it stands for, as `name@vN`, and its adapter; each is checked to fit the engine's base."""
+def read_adapter(engine: Engine, version: Version) -> Adapter:
+    """A version's adapter, checked to fit the engine's base."""
     from cpserve.adapter import Adapter, check_fits
 
-    read = {}
-    for ref in dict.fromkeys(refs):
-        version = common.store.version(ref)
-        adapter = Adapter.read(version.manifest, version.read)
-        if warning := check_fits(version.manifest, engine.spec.entry):
-            note(warning)
-        read[ref] = (str(version), adapter)
-    return read
+    if warning := check_fits(version.manifest, engine.spec.entry):
+        note(warning)
+    return Adapter.read(version.manifest, version.read)

@@ -148,7 +148,7 @@ def rollback(common: Common, ref: str) -> None:
     older = store.version(ref)
     if older.manifest.version == store.head(older.name):
         raise click.UsageError(f"{older} is the newest version: name an older one")
-    version = store.rollback(str(older))
+    version = store.rollback(older)
     emit({"version": str(version), "from": str(older)}, f"{version} now holds what {older} does", as_json=common.json)
 
 
@@ -162,7 +162,7 @@ def checkout(common: Common, ref: str, folder: Path, for_training: bool) -> None
     """Write a version as a folder that plain diffusers loads, with its samples and a card that says how."""
     store = common.store
     version = store.version(ref)
-    written = store.checkout(str(version), folder, for_training=for_training)
+    written = store.checkout(version, folder, for_training=for_training)
     emit({"version": str(version), "folder": str(written)}, f"{version} is in {written}", as_json=common.json)
 
 

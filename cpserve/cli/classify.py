@@ -21,7 +21,7 @@ from cpserve.cli._common import (
     examples,
     hub_options,
     open_for,
-    read_adapters,
+    read_adapter,
 )
 from cpserve.cli._labels import LabelTable
 from cpserve.cli._show import emit, note, reporting, table
@@ -116,7 +116,8 @@ def classify(
         with writing(explain):
             explain.mkdir(parents=True, exist_ok=True)
     with open_for(common, engine, bundle, base, [ref]) as opened:
-        name, adapter = read_adapters(common, opened, [ref])[ref]
+        version = common.store.version(ref)
+        name, adapter = str(version), read_adapter(opened, version)
         judging = _judging(draws, error, none=not known_only)
         _warn(opened, adapter, judging)
         labels = _table(out, name, adapter, opened, judging)

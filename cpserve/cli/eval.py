@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpserve.cli._border import write, writing
-from cpserve.cli._common import Common, common_options, engine_options, examples, hub_options, open_for, read_adapters
+from cpserve.cli._common import Common, common_options, engine_options, examples, hub_options, open_for, read_adapter
 from cpserve.cli._show import emit, reporting, table
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from adapter_store import Version
     from cpserve.evaluation import Evaluation
-
-MEASURED = "evaluation.json"
 
 
 @click.command(
@@ -76,8 +74,7 @@ def eval_(
         from cpserve.features import encoder_for
 
         lineage = _lineage(common, ref)
-        read = read_adapters(common, opened, [str(version) for version in lineage])
-        versions = [adapter for _, adapter in read.values()]
+        versions = [read_adapter(opened, version) for version in lineage]
         judge, encode = encoder_for(opened.spec.entry.id)
         real = _real(pictures, [c.name for c in versions[-1].manifest.concepts]) if pictures else {}
         with reporting() as report:
@@ -97,6 +94,7 @@ def eval_(
 
 def _make_room(out: Path) -> None:
     """Make the folder, sooner than the pictures, if no other evaluation lies there."""
+    from adapter_store.layout import MEASURED
     from cpserve.errors import CpserveError
 
     with writing(out):
@@ -175,6 +173,7 @@ def _write(out: Path, made: Evaluation, value: Mapping[str, Any]) -> None:
 
     from PIL import Image
 
+    from adapter_store.layout import MEASURED
     from cpserve.cli import _pictures
     from cpserve.png import png
 

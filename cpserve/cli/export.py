@@ -11,20 +11,12 @@ from cpserve.cli._border import writing
 from cpserve.cli._common import Common, base_option, common_options, examples, hub_options, open_base
 from cpserve.cli._merge import MergeParam, at_hand
 from cpserve.cli._show import emit, table
+from export.target import DEFAULT_GPUS, GPUS
 
 if TYPE_CHECKING:
     from export.build import Plan
 
 MIB = 1 << 20
-GPUS = (
-    "sm75",
-    "sm80",
-    "sm86",
-    "sm89",
-    "sm120",
-    "sm121",
-)  # export.target's, which would cost `--help` an import of torch
-DEFAULT_GPUS = ("sm86", "sm89", "sm120")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 

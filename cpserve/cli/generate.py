@@ -18,7 +18,7 @@ from cpserve.cli._common import (
     examples,
     hub_options,
     open_for,
-    read_adapters,
+    read_adapter,
 )
 from cpserve.cli._show import emit, note, reporting
 
@@ -115,7 +115,8 @@ def generate(
     with open_for(common, engine, bundle, base, refs) as opened:
         from cpserve.drawing import Drawing
 
-        read = read_adapters(common, opened, refs)
+        versions = {ref: common.store.version(ref) for ref in dict.fromkeys(refs)}
+        read = {ref: (str(version), read_adapter(opened, version)) for ref, version in versions.items()}
         with writing(out):  # sooner than the drawing
             out.mkdir(parents=True, exist_ok=True)
         order = refs if len(refs) == len(prompts) else refs * len(prompts)

@@ -252,9 +252,11 @@ def _learn(common: Common, plan: _Plan, *, resume: bool, restart: bool) -> list[
 
 
 def _tell(common: Common, plan: _Plan, learned: Sequence[Version]) -> None:
+    from cpserve.manifest import SAMPLES
+
     version = common.store.version(plan.adapter)
     ref = str(version)
-    samples = [path for path in version.paths() if path.startswith("samples/")]
+    samples = [path for path in version.paths() if path.startswith(f"{SAMPLES}/")]
     store = ["--store", str(common.root)] if common.root else []
     here = [*(["--adapter", plan.adapter] if plan.adapter != "default" else []), *store]
     token = version.manifest.concepts[-1].token

@@ -65,11 +65,6 @@ class TrtEngine(OrtEngine):
             self._engines[graph] = engine
         return self._engines[graph]
 
-    def layers(self, graph: str = "unet") -> str:
-        """TensorRT's own report of a plan's layers, JSON: what was fused, the cross-attention too."""
-        inspector = self._engine(graph).create_engine_inspector()
-        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
-
 
 class PlanRunner:
     """An execution context for one shape: fixed buffers on the GPU, replayed as one CUDA graph."""
@@ -151,7 +146,7 @@ def load_tensorrt() -> Any:
     for name in MODULES:
         try:
             return importlib.import_module(name)
-        except ImportError:
+        except (ImportError, OSError):  # the libraries that it loads are missing
             continue
     raise EngineError("TensorRT is not installed", hint="pip install 'cpserve[trt]'")
 

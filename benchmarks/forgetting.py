@@ -48,6 +48,7 @@ from benchmarks.forgetting_runs import (
     CONCEPTS,
     ROOT,
     SAME,
+    SAME_AS,
     SWEPT_CONCEPTS,
     Run,
     chosen,
@@ -78,8 +79,6 @@ from export.build import plan_export
 from export.target import Target
 from trainer import METHODS, Record, learn
 from trainer.lora import fold
-
-RESULTS = Path(__file__).parent / "results" / "forgetting.jsonl"
 
 
 def teach(
@@ -238,9 +237,8 @@ def _mean(values: Sequence[float]) -> float:
 
 def committed() -> list[dict[str, Any]]:
     """The result lines so far; what was made with other sources that come to the same is as good as new."""
-    return [
-        x | {"sources": sources()} if x["method"] in SAME.get(x["sources"], ()) else x for x in kept_lines("forgetting")
-    ]
+    lines, now = kept_lines("forgetting"), sources()
+    return [x | {"sources": now} if now == SAME_AS and x["method"] in SAME.get(x["sources"], ()) else x for x in lines]
 
 
 def table(base: BaseModel, runs: Sequence[Run]) -> str:
@@ -266,13 +264,9 @@ def do(asked: Run) -> None:
             return
         with tempfile.TemporaryDirectory() as folder:
             outcome = run(base, asked, Path(folder))
-        RESULTS.parent.mkdir(exist_ok=True)
-        line = key | outcome.line
-        with RESULTS.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        keep("forgetting", key | outcome.line)
         if (asked.split, asked.concepts, asked.order, asked.seed) == ("test", 10, 0, 0):
             keep_strip(asked.method, outcome.pictures)
-        print(json.dumps({k: v for k, v in line.items() if not isinstance(v, list | dict)}), flush=True)
 
 
 def in_its_own_process(asked: Run) -> None:

@@ -1,4 +1,5 @@
-# Every target works alone on a fresh clone with Python 3.11 or newer; what it needs is installed into .venv first.
+# Every target works alone on a fresh clone with Python 3.11 or newer and git (bench: npm and a C++ compiler, too); what else it needs
+# is installed into .venv first.
 
 PYTHON ?= python3
 # On Linux PyPI's torch brings CUDA, some gigabytes. For the small CPU build: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -9,7 +10,7 @@ BIN := .venv/bin
 COMMA := ,
 READY := .venv/.ready-$(subst $(COMMA),-,$(EXTRAS))
 
-.PHONY: .venv demo test lint bench clean distclean
+.PHONY: .venv demo test slow coverage lint bench clean distclean
 
 .venv: $(READY)
 
@@ -23,6 +24,13 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest
+
+# minutes of work or gigabytes of memory: Stable Diffusion 1.5 at full width, torch.compile
+slow: $(READY)
+	$(BIN)/pytest -m slow -n 0
+
+coverage: $(READY)
+	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -11,11 +11,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is importe
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import settings
 
 from cpserve.base import BaseModel, load_base
 from cpserve.engines.eager import EagerEngine
 from export.build import export_onnx
 from tests.tiny import SHAPES, write_pipeline
+
+settings.register_profile("laws", derandomize=True, deadline=None)  # the same examples everywhere, on slow machines too
+settings.load_profile("laws")
 
 
 @pytest.fixture(scope="session", autouse=True)

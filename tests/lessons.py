@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,18 @@ def zipped(path: Path, seed: int, pictures: int = 2) -> Path:
     return path
 
 
-def learned(base: BaseModel, folder: Path, settings: Settings, *names: str) -> Adapter:
+def lineage(base: BaseModel, folder: Path, settings: Settings, *names: str) -> list[Adapter]:
+    """The adapter after each concept, as it was then: copies, which nothing that is learned later can touch."""
     adapter = empty_adapter(base.spec.entry)
     past: list[Adapter] = []
     for number, name in enumerate(names):
         adapter = learn(base, concept(name, number), adapter, settings, Record(folder / f"{name}{number}"), past=past)
-        past.append(adapter)
-    return adapter
+        past.append(deepcopy(adapter))
+    return past
+
+
+def learned(base: BaseModel, folder: Path, settings: Settings, *names: str) -> Adapter:
+    return lineage(base, folder, settings, *names)[-1]
 
 
 def packed_of(base: BaseModel, adapter: Adapter, texts: list[str]) -> torch.Tensor:

@@ -39,7 +39,7 @@ def prompts(bases: dict[str, BaseModel]) -> list[Prompt]:
     return [*texts, Prompt("a <dog>", b), Prompt("a <dog>", a, 0.5)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=40))
 def test_a_swap_never_shows_in_a_row_in_flight(
     bases: dict[str, BaseModel], prompts: list[Prompt], acts: list[tuple[int, bool]]

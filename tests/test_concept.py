@@ -21,7 +21,7 @@ from cpserve.concept import Limits, inspect_concept, read_concept
 from cpserve.errors import ConceptError, RefError
 from cpserve.unpack import count_pictures, examine
 
-LAW = settings(max_examples=300, derandomize=True, deadline=None)
+LAW = settings(max_examples=300)
 
 
 def encode(color="red", size=(80, 80), kind="PNG", mode="RGB", **save):

@@ -163,15 +163,15 @@ WRONG: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_shape_outside_the_signature_is_refused(engine: Engine, wrong: str) -> None:
+def test_a_shape_outside_the_signature_is_refused(engine: Engine) -> None:
     """Rows outside the signature are a clear error with a hint, not a rebuild and not the runner's own message."""
     z, t = rows(2)
     bank, slot = engine.bank.packed([Prompt("a dog")] * 2)
-    with pytest.raises(EngineError) as refused:
-        engine.denoise(*WRONG[wrong](z, t, bank, slot))
-    assert refused.value.hint
-    assert "unet" not in getattr(engine, "builds", {})
+    for name, wrong in WRONG.items():
+        with pytest.raises(EngineError) as refused:
+            engine.denoise(*wrong(z, t, bank, slot))
+        assert refused.value.hint, name
+        assert "unet" not in getattr(engine, "builds", {}), name
 
 
 @pytest.mark.parametrize(("count", "side"), [(1, 8), (3, 24), (70, 8)])
@@ -199,10 +199,10 @@ def test_an_engine_left_open_warns(base: BaseModel) -> None:
 
 
 def test_open_engine_refuses_what_it_cannot_open() -> None:
-    """An unknown engine, and a bundle engine without a bundle, are errors with a hint."""
-    for kind in ("warp", "onnx"):
+    """An unknown engine, a bundle engine without a bundle, and a bundle for torch are errors with a hint."""
+    for kind, bundle in (("warp", None), ("onnx", None), ("eager", "bundle")):
         with pytest.raises(EngineError) as refused:
-            open_engine(engine=kind)
+            open_engine(engine=kind, bundle=bundle)
         assert refused.value.hint
 
 

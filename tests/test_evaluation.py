@@ -17,7 +17,7 @@ from cpserve.base import BaseModel
 from cpserve.cli import main
 from cpserve.engines.eager import EagerEngine
 from cpserve.evaluation import EVALUATED, UNRELATED, Evaluation, evaluate
-from tests.lessons import QUICK, concept, learned
+from tests.lessons import QUICK, concept, learned, lineage
 from trainer.settings import NOUNS, PROTECTED, TEMPLATES, UNSEEN, UNSEEN_NOUNS
 
 
@@ -30,11 +30,10 @@ def colours(pictures: Sequence[Image.Image]) -> np.ndarray:
 def made(bases: dict[str, BaseModel], tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     base, folder = bases["sd21"], tmp_path_factory.mktemp("lineage")
     settings = replace(QUICK, method="none", factor_rate=0.05)
-    one = learned(base, folder / "one", settings, "dog")
-    two = learned(base, folder / "two", settings, "dog", "cat")
+    versions = lineage(base, folder, settings, "dog", "cat")
     with EagerEngine(base) as engine:
         return evaluate(
-            engine, [one, two], colours, {"cat": [p.image for p in concept("cat", 1).pictures]}, each=1, steps=3
+            engine, versions, colours, {"cat": [p.image for p in concept("cat", 1).pictures]}, each=1, steps=3
         )
 
 
@@ -68,7 +67,7 @@ def test_what_is_forgotten_is_no_longer_recognised_in_its_own_drawings(
 ) -> None:
     """Without any real picture: a version whose tokens are swapped takes what was right for wrong, and wrong for right."""
     base, settings = bases["sd21"], replace(QUICK, method="none", factor_rate=0.05, token_rate=0.5)
-    one, two = (learned(base, tmp_path / str(i), settings, *names) for i, names in enumerate((["dog"], ["dog", "cat"])))
+    one, two = lineage(base, tmp_path, settings, "dog", "cat")
     dog, cat = two.embeddings["<dog>"], two.embeddings["<cat>"]
     swapped = replace(two, embeddings={"<dog>": cat, "<cat>": dog})
     with EagerEngine(base) as engine:

@@ -55,6 +55,7 @@ def test_graphs_equal_torch(bundles: dict[str, Path], shape: str) -> None:
     figures = read_bundle(bundles[shape]).manifest.parity
     assert set(figures) == set(GRAPHS)
     assert max(figures.values()) <= 1e-4
+    assert parity.LIMITS == {"float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}  # as the README says
 
 
 @pytest.mark.parametrize("learned", [0, 1, 3])

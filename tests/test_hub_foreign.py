@@ -29,7 +29,7 @@ OTHER = (
     "text_encoder.text_model.encoder.layers.3.self_attn.out_proj",
     "text_encoder.text_model.encoder.layers.3.mlp.fc1",
 )
-LAW = settings(max_examples=100, derandomize=True, deadline=None)
+LAW = settings(max_examples=100)
 
 
 def lora(modules=KV, rank=3, alpha=None, naming="kohya", seed=0, width=8, d=6):

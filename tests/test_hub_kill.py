@@ -80,7 +80,8 @@ def pull(root: Path) -> None:
     Store(root).pull(PETS, for_training=True)
 
 
-def test_kill_9_in_a_pull(hub, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("hub")
+def test_kill_9_in_a_pull(tmp_path, monkeypatch):
     """At fourteen moments: what is here afterwards is whole, and the same pull again brings the rest."""
     store = Store(tmp_path / "mine")
     learn(store, count=3)
@@ -102,7 +103,6 @@ def test_kill_9_in_a_pull(hub, tmp_path, monkeypatch):
         assert other.verify() == []
         version = other.version("pets@v3")
         assert {path: version.read(path) for path in version.paths()} == files_of(3)
-    assert hub
 
 
 def rollback(root: Path) -> None:

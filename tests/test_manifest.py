@@ -11,7 +11,7 @@ from adapter_store.store import Store
 from cpserve.errors import AdapterError, CpserveError
 from cpserve.manifest import MIGRATIONS, SCHEMA, BaseEntry, ConceptEntry, FileEntry, Fingerprint, Manifest, Parent
 
-LAW = settings(max_examples=200, derandomize=True, deadline=None)
+LAW = settings(max_examples=200)
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 json = st.recursive(
@@ -80,7 +80,7 @@ def test_a_damaged_manifest_raises_nothing_but_our_own_errors(manifest, place, v
     assert hint
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=40)
 @given(manifest=manifests)
 def test_the_store_changes_only_what_is_its_own_in_any_draft(tmp_path_factory, manifest):
     """Whatever the trainer says is stored as said."""

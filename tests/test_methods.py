@@ -21,7 +21,7 @@ from cpserve.errors import TrainingError
 from cpserve.learning import _unlearned
 from cpserve.prompts import tokenize
 from cpserve.score import log_scores, predictions, squared, temperature
-from tests.lessons import QUICK, concept, learned, packed_of
+from tests.lessons import QUICK, concept, learned, lineage, packed_of
 from tests.plain import pipeline
 from trainer import METHODS, Progress, Record, learn
 from trainer.consolidate import consolidation
@@ -100,7 +100,7 @@ def test_dscs_loss_is_that_of_its_definition(
     """With two different past versions, written out for the one that the step draws; and in parts it is the same sum."""
     monkeypatch.setattr("trainer.loop.faster_precision", lambda _: nullcontext())
     settings = replace(QUICK, method="dsc", factor_rate=1e-2)
-    dog, both = (learned(v_base, tmp_path / str(len(names)), settings, *names) for names in (("dog",), ("dog", "cat")))
+    dog, both = lineage(v_base, tmp_path, settings, "dog", "cat")
     rex = concept("rex", 2)
     lesson = Lesson(v_base, both, check_new(v_base, both, rex), (None,) * 3, settings, (dog, both))
     task = _task(lesson, {"latents": encode_concept(v_base, rex, 2, 0)})
@@ -218,14 +218,12 @@ def test_dsc_needs_the_versions_of_the_past(base: BaseModel, tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="session")
-def taught(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Adapter, Adapter]]:
+def taught(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Adapter]]:
     """A method's adapter after one concept and after two, learned once a session."""
 
     @cache
-    def both(method: str) -> tuple[Adapter, Adapter]:
-        settings, folder = replace(QUICK, method=method), tmp_path_factory.mktemp("taught")
-        one = learned(base, folder / "one", settings, "dog")
-        return one, learned(base, folder / "two", settings, "dog", "cat")
+    def both(method: str) -> list[Adapter]:
+        return lineage(base, tmp_path_factory.mktemp("taught"), replace(QUICK, method=method), "dog", "cat")
 
     return both
 
@@ -290,8 +288,7 @@ def test_factors_that_are_moved_on_keep_their_rank(base: BaseModel, tmp_path: Pa
 def test_concepts_start_from_different_tokens(base: BaseModel, tmp_path: Path) -> None:
     """Two concepts of one sequence and one class word do not begin as one and the same word."""
     still = replace(QUICK, token_rate=0.0)
-    one = learned(base, tmp_path / "one", still, "dog")
-    two = learned(base, tmp_path / "two", still, "dog", "cat")
+    one, two = lineage(base, tmp_path, still, "dog", "cat")
     assert torch.equal(one.embeddings["<dog>"], two.embeddings["<dog>"])
     assert not torch.equal(two.embeddings["<dog>"], two.embeddings["<cat>"])
 

@@ -34,11 +34,8 @@ def draw(engine: Engine, prompts: list[Prompt], z: torch.Tensor, guidance: float
     return sampler(denoise, z, engine.spec.schedule, **how)
 
 
-@pytest.mark.parametrize("steps", [7, 20, 50])
 @pytest.mark.parametrize("sampler", JUDGES)
-def test_samplers_equal_diffusers(
-    eager: EagerEngine, folders: dict[str, Path], shape: str, sampler: object, steps: int
-) -> None:
+def test_samplers_equal_diffusers(eager: EagerEngine, folders: dict[str, Path], shape: str, sampler: object) -> None:
     """From the same noise, guided, under an adapter, diffusers' pipeline draws the same latents to 1e-4 of the largest.
 
     An untrained UNet throws latents up to 40 wide and multiplies what float32 rounds off. diffusers' Euler rounds numbers
@@ -46,8 +43,8 @@ def test_samplers_equal_diffusers(
     """
     guidance = 1.0 if sampler is euler else 4.0
     adapter, text, z = make_adapter(eager.spec, 1), "a photo of <dog>", starting_noise([3], NOISE)
-    ours = draw(eager, [Prompt(text, adapter)], z, guidance, sampler=sampler, steps=steps)
-    judge = plain.draw(folders[shape], ADAPTERS.setdefault(shape, adapter), text, z, JUDGES[sampler], steps, guidance)
+    ours = draw(eager, [Prompt(text, adapter)], z, guidance, sampler=sampler, steps=20)
+    judge = plain.draw(folders[shape], ADAPTERS.setdefault(shape, adapter), text, z, JUDGES[sampler], 20, guidance)
     torch.testing.assert_close(ours, judge, atol=1e-4 * max(1.0, float(judge.abs().max())), rtol=0)
 
 
@@ -100,7 +97,7 @@ def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 14, 25])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 14, 25, 50])
 @pytest.mark.parametrize("sampler", JUDGES)
 def test_every_spacing_is_diffusers(sampler: object, steps: int, spacing: str) -> None:
     """With any timestep spacing, whole or fractional, each step is that of diffusers' scheduler."""
@@ -115,7 +112,7 @@ def test_every_spacing_is_diffusers(sampler: object, steps: int, spacing: str) -
     torch.testing.assert_close(ours, z, atol=1e-4 * max(1.0, float(z.abs().max())), rtol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(COURSES)), st.integers(1, 9), st.integers(0, 6)), min_size=1, max_size=6)
 )

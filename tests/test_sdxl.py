@@ -22,7 +22,7 @@ from export.build import plan_export
 from export.merged import Lora, merge
 from export.target import Target
 from tests import plain
-from tests.lessons import QUICK, learned
+from tests.lessons import QUICK, lineage
 from tests.tiny import POOLED, SDXL, make_adapter, write_pipeline
 from trainer.lora import start_token
 
@@ -103,8 +103,7 @@ def test_what_follows_a_learned_word_is_read(engine: EagerEngine) -> None:
 def test_a_token_is_learned_in_both_encoders(bases: dict[str, BaseModel], tmp_path: Path, method: str) -> None:
     """Each encoder's share of the new token moves away from where it started; earlier tokens stay."""
     base = bases["sdxl"]
-    two = learned(base, tmp_path, replace(QUICK, method=method), "dog", "cat")
-    one = learned(base, tmp_path / "one", replace(QUICK, method=method), "dog")
+    one, two = lineage(base, tmp_path, replace(QUICK, method=method), "dog", "cat")
     assert two.text_widths == base.spec.text_widths
     assert torch.equal(one.embeddings["<dog>"], two.embeddings["<dog>"])
     moved = two.embeddings["<cat>"] - start_token(base, None, QUICK.seed + 1)

@@ -15,7 +15,7 @@ from cpserve.errors import CpserveError
 from tests.hubserver.content import draft
 
 T = TypeVar("T")
-LAW = settings(max_examples=300, derandomize=True, deadline=None)
+LAW = settings(max_examples=300)
 
 odd = st.sampled_from(
     ["..", ".", "", "a", "A", "é", "e\u0301", "ß", "ss", "C:", "a\\b", "\x00", "training", "cpserve.json"]

@@ -125,7 +125,7 @@ def test_a_folder_without_an_evaluation_is_refused(store, tmp_path):
     assert "evaluation.json cannot be read" in annotate("pets", tmp_path, "--store", store.root, code=1).stderr
 
 
-@settings(max_examples=50, derandomize=True, deadline=None)
+@settings(max_examples=50)
 @given(
     names=st.lists(st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True), min_size=1, max_size=5, unique=True),
     value=st.floats(-1, 1),
@@ -137,7 +137,7 @@ def test_any_matrix_can_be_drawn(names, value):
     assert draw_matrix(read_evaluation("x", json.dumps(written).encode())).startswith(b"\x89PNG")
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=200)
 @given(place=st.integers(0), value=st.integers(0, 255))
 def test_a_damaged_evaluation_raises_nothing_but_our_own_error(place, value):
     """Any changed byte gives an evaluation or a clean refusal."""

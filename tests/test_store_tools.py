@@ -79,7 +79,7 @@ def test_what_cannot_be_compared_is_refused(store):
         diff(one, half)
 
 
-@settings(max_examples=50, derandomize=True, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 99), ranks=st.lists(st.integers(1, 9), min_size=1, max_size=3))
 def test_the_norm_of_a_sum_of_products_needs_no_sum(seed, ranks):
     """However many factors and whatever their ranks."""
@@ -132,7 +132,7 @@ def test_gc_of_a_damaged_store_is_refused(store):
     assert (store.root / "blobs" / ("f" * 64)).exists()
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=200)
 @given(paths=st.lists(st.from_regex(r"[a-z/.]{1,20}", fullmatch=True), max_size=3).map(tuple), place=st.integers(0))
 def test_a_record_of_what_was_left_reads_back_or_is_found_damaged(paths, place):
     """Any flipped byte of it is noticed."""
@@ -163,7 +163,7 @@ def test_a_damaged_record_of_what_was_left_is_named_by_verify(store):
     assert [p.path for p in store.verify()] == ["README.md"]
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=300)
 @given(place=st.integers(0), value=st.integers(0, 255), cut=st.integers(0, 400), junk=st.binary(max_size=60))
 def test_damaged_tensors_are_arrays_or_an_adapter_error(place, value, cut, junk):
     """Whatever bytes come as safetensors: float32 arrays, all finite, or one clean error."""

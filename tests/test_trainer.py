@@ -25,7 +25,7 @@ from cpserve.prompt_kv import KVSites
 from cpserve.prompts import CPU, tokenize
 from cpserve.score import draws, errors, log_scores, temperature
 from cpserve.text_encoder import token_table
-from tests.lessons import QUICK, concept, learned
+from tests.lessons import QUICK, concept, learned, lineage
 from trainer import Progress, Record, learn
 from trainer.images import encode_concept, variant
 from trainer.loop import RunningLoss, Stage, faster_precision, optimise
@@ -70,8 +70,7 @@ def test_ordinary_prompts_stay_as_they_were(base: BaseModel, tmp_path: Path) -> 
 
 def test_free_directions_are_those_that_an_update_spans(base: BaseModel, tmp_path: Path) -> None:
     """The share in the metrics is the rank of all layers' updates together, and the second concept has fewer."""
-    settings = replace(NULL_SPACE, null_nouns=0)
-    one, two = (learned(base, tmp_path / names[-1], settings, *names) for names in (["dog"], ["dog", "cat"]))
+    one, two = lineage(base, tmp_path, replace(NULL_SPACE, null_nouns=0), "dog", "cat")
     rows = torch.cat([tensor for key, tensor in one.lora.items() if ".lora_A." in key])
     free = one.manifest.metrics["free_directions"]
     assert torch.linalg.matrix_rank(rows, rtol=1e-4) == round(free * rows.shape[1]) < len(rows)

@@ -97,7 +97,8 @@ def prepare(name: str, folder: Path) -> dict[str, Any]:
     graph = out / ("unet.plan" if name == "trt" else "unet")
     return {
         "s": round(time.monotonic() - began, 1),
-        "mib": sum(p.stat().st_size for p in out.glob(f"{graph.name}*")) >> 20,
+        "mib": sum(p.stat().st_size for p in out.rglob("*") if p.relative_to(out).parts[0].startswith(graph.name))
+        >> 20,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from cpserve.engines.eager import EagerEngine
 from cpserve.evaluation import EVALUATED, UNRELATED, Evaluation, evaluate
 from tests.lessons import QUICK, concept, learned, lineage
 from trainer.settings import NOUNS, PROTECTED, TEMPLATES, UNSEEN, UNSEEN_NOUNS
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def colours(pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -82,15 +85,31 @@ def test_evaluation_prompts_occur_nowhere_in_training() -> None:
     assert not {*NOUNS} & {word for text in (*UNRELATED, *UNSEEN_NOUNS) for word in text.split()}
 
 
-def test_the_command_writes_numbers_and_a_picture(tmp_path: Path) -> None:
+@pytest.fixture(scope="module", name="store")
+def _store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """In which `default` was taught a cat and a rocket on the built-in base, in next to no time."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "run.toml").write_text("steps = 2\nbatch = 2\nvariants = 1\n")
+    teach = ["train", "--concept", str(EXAMPLES / "cat.zip"), "--concept", str(EXAMPLES / "rocket.zip")]
+    taught = CliRunner().invoke(main, [*teach, "--store", str(folder), "--config", str(folder / "run.toml")])
+    assert taught.exit_code == 0, taught.output
+    return str(folder)
+
+
+def test_the_readme_draws_from_python(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its block of Python, as it stands there."""
+    monkeypatch.setenv("CPSERVE_HOME", store)
+    monkeypatch.chdir(tmp_path)
+    [block] = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(block, {})
+    with Image.open(tmp_path / "rocket.png") as picture:
+        assert picture.size == (64, 64)
+
+
+def test_the_command_writes_numbers_and_a_picture(store: str, tmp_path: Path) -> None:
     """`cpserve eval` on the built-in base after two concepts: JSON on stdout alone, and both files."""
-    store, examples = str(tmp_path / "store"), Path(__file__).parents[1] / "examples"
-    config = tmp_path / "run.toml"
-    config.write_text("steps = 2\nbatch = 2\nvariants = 1\n")
-    teach = ["train", "--concept", str(examples / "cat.zip"), "--concept", str(examples / "rocket.zip")]
-    assert CliRunner().invoke(main, [*teach, "--store", store, "--config", str(config)]).exit_code == 0
     out = tmp_path / "out"
-    asked = ["eval", "default", "--store", store, "--pictures", str(examples / "unseen"), "--out", str(out)]
+    asked = ["eval", "default", "--store", store, "--pictures", str(EXAMPLES / "unseen"), "--out", str(out)]
     result = CliRunner().invoke(main, [*asked, "--each", "1", "--steps", "2", "--json"])
     assert result.exit_code == 0, result.output
     value = json.loads(result.stdout)

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -250,7 +251,6 @@ def test_any_name_is_a_key_or_none(name):
 
 def test_a_card_is_what_the_hub_reads(tmp_path):
     """Its front matter is YAML with a gallery of every concept's sample; a base that is not on the Hub is left out of it."""
-    ModelCard = pytest.importorskip("huggingface_hub").ModelCard
     local = draft(2)
     (tmp_path / "README.md").write_text(render_card(local, "pets"), "utf-8")
     data = ModelCard.load(tmp_path / "README.md").data.to_dict()

@@ -296,9 +296,9 @@ def test_latents_are_gone_once_the_version_stands(base: BaseModel, tmp_path: Pat
     """After the commit nothing of the pictures is left on disk: no run folder, no latents."""
     store = Store(tmp_path)
     [result] = learn_and_keep(base, [concept("dog")], store, "pets", QUICK)
-    assert result.version.manifest.version == 1
+    assert result.manifest.version == 1
     assert not list(tmp_path.rglob("latents*"))
-    assert result.version.manifest.concepts[0].since == 1
+    assert result.manifest.concepts[0].since == 1
 
 
 def test_an_unfinished_run_stands_in_the_way(base: BaseModel, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_an_unfinished_run_stands_in_the_way(base: BaseModel, tmp_path: Path) ->
     assert "--resume" in caught.value.hint
     [result] = learn_and_keep(base, [concept("dog")], store, "pets", QUICK, restart=True)
     assert head_adapter(store, "pets", base, "none").content_hash
-    assert result.version.manifest.version == 1
+    assert result.manifest.version == 1
 
 
 def test_two_processes_cannot_teach_one_adapter(base: BaseModel, tmp_path: Path) -> None:

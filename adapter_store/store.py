@@ -247,7 +247,9 @@ class Store:
         return transfer.push(self._local, self._hub, name, to.name, private=not public)
 
     def unfinished(self) -> list[str]:
-        """Names of adapters of which a training was stopped, sorted: `run` keeps latents of its pictures."""
+        """Names of adapters of which a training was stopped, sorted: `run` keeps latents of its pictures. On a disk that can only
+        be read nobody can tell, and none is named.
+        """
         return self._local.unfinished()
 
     def run(self, name: str) -> Path:

@@ -62,7 +62,7 @@ from benchmarks.forgetting_table import differences, tables
 from benchmarks.joint import learn_jointly
 from benchmarks.lite0 import JUDGE, Classes, lite0_layout
 from benchmarks.pairs import measure
-from benchmarks.strips import keep_strip, sheet
+from benchmarks.strips import STRIPS, keep_strip, sheet
 from benchmarks.teach import STYLES, pictures
 from benchmarks.timing import keep, kept_lines
 from cpserve.adapter import Adapter, empty_adapter
@@ -300,7 +300,7 @@ def main() -> None:
     asked = arguments.parse_args()
     if asked.sheet:
         keep_strip("taught", [pictures(name, i)[0][0] for i, name in enumerate(CONCEPTS["test"][:10])])
-        print(sheet(["taught", *METHODS, *BOUNDS]))
+        print(sheet(["taught", *(m for m in (*METHODS, *BOUNDS) if (STRIPS / f"{m}.png").exists())]))
         return
     base = cpserve.load_base()
     one = Run(

@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch.nn.functional import conv2d
 
 RESULTS = Path(__file__).parent / "results"
-LIBRARIES = ("torch", "diffusers", "onnxruntime", "openvino")
+LIBRARIES = ("torch", "diffusers", "onnxruntime", "onnxruntime-gpu", "openvino")  # those that are here
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -80,7 +80,7 @@ def _cpuinfo() -> list[str]:
 
 def keep(benchmark: str, result: Mapping[str, Any], folder: Path = RESULTS) -> None:
     """Print the result as the last line, and append it to `folder`'s."""
-    libraries = {name: version(name) for name in LIBRARIES}
+    libraries = {each.name: each.version for each in distributions() if each.name in LIBRARIES}
     today = dt.datetime.now(dt.UTC).date().isoformat()
     line = json.dumps({"benchmark": benchmark, "date": today, "machine": machine(), "libraries": libraries, **result})
     folder.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,11 @@ def prepare(name: str, folder: Path) -> dict[str, Any]:
     graph = out / ("unet.plan" if name == "trt" else "unet")
     return {
         "s": round(time.monotonic() - began, 1),
-        "mib": sum(p.stat().st_size for p in out.rglob("*") if p.relative_to(out).parts[0].startswith(graph.name))
+        "mib": sum(
+            p.stat().st_size
+            for p in out.rglob("*")
+            if p.is_file() and p.relative_to(out).parts[0].startswith(graph.name)
+        )
         >> 20,
     }
 

@@ -59,17 +59,18 @@ def learn(
     concept that its own pictures are not told from the others'.
 
     Raises:
+        AdapterError: the adapter was learned on another architecture.
         TrainingError: a concept cannot be learned next, an unfinished run stands in the way, or training broke down.
         StoreError: the version cannot be kept; the run stays where it is for `resume`.
     """
     record = _record(store, adapter)
     with _alone(store, adapter):
+        if store.head(adapter) and (other := check_fits(store.version(adapter).manifest, base.spec.entry)):
+            warn(other)
         if restart:
             record.delete()
         check_way(store, adapter, resume=resume)
         _tidy(record, _known(store, adapter))
-        if store.head(adapter) and (other := check_fits(store.version(adapter).manifest, base.spec.entry)):
-            warn(other)
         learned: list[Version] = []
         for concept in concepts:
             if resume and concept.name in _known(store, adapter):

@@ -494,6 +494,17 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         run("check", tmp_path)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full here")
+def test_a_full_disk_behind_stdout_is_a_sentence() -> None:
+    """What cannot be printed is no traceback."""
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [*IN_PROCESS, "doctor", "--help"], check=False, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode == 1
+
+
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     """`cpserve ... | head` ends without a word."""
     command = [*IN_PROCESS, "adapters", "list", "--store", str(tmp_path)]

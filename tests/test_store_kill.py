@@ -62,12 +62,12 @@ def test_kill_9_at_any_moment_leaves_a_whole_store(tmp_path):
     moments = random.Random(9)
     store = Store(tmp_path)
     began = time.monotonic()
-    commit_next(tmp_path)
+    start(commit_next, tmp_path).join()
     whole = time.monotonic() - began
     for _ in range(20):
         before = store.head("pets")
         writer = start(commit_for_ever, tmp_path)
-        time.sleep(moments.uniform(0, 6 * whole))
+        time.sleep(moments.uniform(0, 4 * whole))
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
         assert writer.exitcode == -signal.SIGKILL

@@ -463,3 +463,17 @@ def test_whatever_the_system_refuses_is_a_store_error(pets, tmp_path, operation,
         pets.commit("pets", {"a": b"fresh"}, draft(), expected_head=3)
     assert caught.value.hint
     assert snapshot(tmp_path / "home") == before
+
+
+def test_a_disk_that_can_only_be_read_can_be_asked(tmp_path, monkeypatch):
+    """Where no lock can be taken nobody can tell whether a training was stopped, and none is named."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "lock")
+
+    store = Store(tmp_path)
+    store.run("pets").mkdir(parents=True)
+    store.run_lock("pets").touch()
+    assert store.unfinished() == ["pets"]
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert store.unfinished() == []

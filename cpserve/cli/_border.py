@@ -23,10 +23,9 @@ from cpserve.errors import CpserveError, printable
 from cpserve.tokens import address
 
 STOPPED = 130  # as shells report a process that Ctrl-C ended
-REFUSALS = frozenset({
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE,
-})  # fmt: skip
-"""What the operating system says of a user's paths; every other error of its is a bug here."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+REFUSALS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE})
+"""What the operating system says of disks, and of a user's paths; every other error of its is a bug here."""
 
 
 class BorderGroup(click.Group):
@@ -43,9 +42,9 @@ class BorderGroup(click.Group):
                 click.echo(f"hint: {printable(error.hint)}", err=True)
             ctx.exit(1)
         except OSError as error:
-            if error.errno not in REFUSALS or not error.filename:
+            if error.errno not in FULL and not (error.errno in REFUSALS and error.filename):
                 raise
-            click.echo(f"error: {printable(error.filename)}: {error.strerror}", err=True)
+            click.echo(f"error: {printable(error.filename or 'the disk')}: {error.strerror}", err=True)
             click.echo(
                 "hint: check the path, its permissions and the space that is left, or name another one", err=True
             )

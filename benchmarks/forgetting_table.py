@@ -51,7 +51,7 @@ def tables(lines: Lines) -> str:
     groups: dict[str, list[dict[str, Any]]] = {}
     several = len({line["sources"] for line in lines}) > 1
     for line in lines:
-        own = [f"{k}={v}" for k, v in line["settings"].items() if k not in {"seed", "method", "steps"}]
+        own = [f"{k}={v}" for k, v in sorted(line["settings"].items()) if k not in {"seed", "method", "steps"}]
         name = " ".join([line["method"], *own, *([f"({line['sources']})"] if several else [])])
         groups.setdefault(name, []).append(line)
     return "\n\n".join(_table(groups, columns) for columns in (LEFT, BESIDE))

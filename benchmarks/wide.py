@@ -94,16 +94,10 @@ def prepare(name: str, folder: Path) -> dict[str, Any]:
     elif name != BASE:
         target = PLAN if name == "trt" else BUNDLES[name]
         plan_export(cpserve.load_base(str(folder / BASE)), out, target).execute(lambda what: print(what, flush=True))
-    graph = out / ("unet.plan" if name == "trt" else "unet")
-    return {
-        "s": round(time.monotonic() - began, 1),
-        "mib": sum(
-            p.stat().st_size
-            for p in out.rglob("*")
-            if p.is_file() and p.relative_to(out).parts[0].startswith(graph.name)
-        )
-        >> 20,
-    }
+    graph = "unet.plan" if name == "trt" else "unet"
+    unet = (path for path in out.rglob("*") if path.relative_to(out).parts[0].startswith(graph))
+    size = sum(path.stat().st_size for path in unet if path.is_file())
+    return {"s": round(time.monotonic() - began, 1), "mib": size >> 20}
 
 
 def apart(asked: argparse.Namespace, folder: Path, job: str, name: str) -> dict[str, Any]:

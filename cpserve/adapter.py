@@ -102,8 +102,8 @@ class Adapter:
             first, second = (f"{folder}/{concept.name}.safetensors" for folder in EMBEDDINGS)
             parts = [_embedding(p, read(p), concept.token) for p in (first, *({second} & set(paths)))]
             embeddings[concept.token], widths = torch.cat(parts), tuple(map(len, parts))
-        inside = {p: p.removeprefix(f"{TRAINING}/") for p in paths if p.startswith(f"{TRAINING}/")}
-        training = {name.removesuffix(".safetensors"): p for p, name in inside.items()}
+        folder = f"{TRAINING}/"
+        training = {p.removeprefix(folder).removesuffix(".safetensors"): p for p in paths if p.startswith(folder)}
         kept = {name: parse_tensors(p, read(p)) for name, p in training.items()} if for_training else {}
         return cls(manifest, lora, embeddings, kept, text_widths=widths)
 

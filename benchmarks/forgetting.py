@@ -175,6 +175,7 @@ def run(base: BaseModel, asked: Run, folder: Path) -> Outcome:
         "update_l1": [m["update_l1"] for m in metrics],
         "own_dc_accuracy": [m["own_dc_accuracy"] for m in metrics],
         **{name: [m[name] for m in metrics] for name in ("dc_tau", "free_directions") if name in metrics[0]},
+        "dc_by_concept": [round(v, 3) for v in whole.dc[n - 1].values()],
         "alignment_matrix": [[round(v, 3) for v in row.values()] for row in whole.alignment.values()],
         "kept_matrix": [[round(v, 3) for v in row.values()] for row in whole.kept.values()],
         "recognised_matrix": [[round(v, 3) for v in row] for row in seen.values()],

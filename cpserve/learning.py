@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DRAWN = 4  # samples of the concept just learned; of each earlier one the first
 Report = Callable[[str, int, int, str], None]
 """(what, steps done, steps in all, how it goes)."""
-LEAST_LEARNED = 0.5  # of the own pictures told from the others'; below, the user is warned
+LEAST_LEARNED = 0.5  # of the own pictures told from the others', and of the samples; below, the user is warned
 
 
 def head_adapter(store: Store, name: str, base: BaseModel, method: str) -> Adapter:
@@ -56,7 +56,7 @@ def learn(
     """Learn concepts in the order given, one new version each, and return these; a killed run goes on with `resume`, bit for bit.
 
     `warn` is told before anything is learned that the adapter was learned on other weights than `base`'s, and after each
-    concept that its own pictures are not told from the others'.
+    concept that its own pictures are not told from the others', or that its samples do not show it.
 
     Raises:
         AdapterError: the adapter was learned on another architecture.
@@ -245,12 +245,13 @@ def _judged(base: BaseModel, made: Adapter, drawn: Mapping[str, Image.Image]) ->
 
 
 def _unlearned(manifest: Manifest) -> str | None:
-    concept, share = manifest.concepts[-1], float(manifest.metrics["own_dc_accuracy"])
-    if share >= LEAST_LEARNED:
+    concept, told = manifest.concepts[-1], float(manifest.metrics["own_dc_accuracy"])
+    shown = told if concept.dc_accuracy is None else concept.dc_accuracy
+    if min(told, shown) >= LEAST_LEARNED:
         return None
     return (
-        f"{concept.name} seems not to be learned: {share:.0%} of its own pictures are told from the others'; look at the "
-        "samples, and try more --steps, more pictures or a --class-word"
+        f"{concept.name} seems not to be learned: {told:.0%} of its own pictures are told from the others', and {shown:.0%} of "
+        "its samples show it; look at the samples, and try more --steps, more pictures or a --class-word"
     )
 
 

@@ -243,13 +243,18 @@ def test_earlier_tokens_never_move(base: BaseModel, taught: Taught, method: str)
 
 @pytest.mark.parametrize("method", METHODS)
 def test_learning_changes_the_new_concept(base: BaseModel, taught: Taught, method: str) -> None:
-    """After learning, K,V of the new token's prompt differ from the base's by more than rounding."""
+    """After learning, K,V of the new token's prompt differ from the base's by more than rounding, and the manifest says how
+    far those of other prompts moved.
+    """
     adapter, _ = taught(method)
     plain = replace(adapter, lora={})
     change = largest_change(
         packed_of(base, plain, ["a photo of <dog>"]), packed_of(base, adapter, ["a photo of <dog>"])
     )
     assert change > 1e-4
+    metrics = adapter.manifest.metrics
+    moved = {f"largest_{which}kv_change" for which in ("", "unseen_", "ordinary_", "unseen_ordinary_")}
+    assert all(float(str(metrics[name])) > 0 for name in moved)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -366,13 +371,16 @@ def test_a_resumed_run_must_bring_the_same_pictures(base: BaseModel, tmp_path: P
 
 
 def test_what_was_not_learned_is_told(base: BaseModel, tmp_path: Path) -> None:
-    """The share of the concept's own pictures that scores tell apart stands in every version; below one half it is a warning."""
-    adapter = learned(base, tmp_path, QUICK, "dog", "cat")
-    for share, told in ((0.49, True), (0.5, False)):
-        metrics = {**adapter.manifest.metrics, "own_dc_accuracy": share}
-        warning = _unlearned(msgspec.structs.replace(adapter.manifest, metrics=metrics))
+    """The share of the concept's own pictures that scores tell apart stands in every version, and that of its samples that
+    show it; below one half either is a warning.
+    """
+    made = learned(base, tmp_path, QUICK, "dog", "cat").manifest
+    for own, drawn, told in ((0.49, 1.0, True), (0.5, 0.5, False), (1.0, 0.25, True), (0.5, None, False)):
+        concepts = (made.concepts[0], msgspec.structs.replace(made.concepts[1], dc_accuracy=drawn))
+        metrics = {**made.metrics, "own_dc_accuracy": own}
+        warning = _unlearned(msgspec.structs.replace(made, concepts=concepts, metrics=metrics))
         assert bool(warning and "cat seems not to be learned" in warning) is told
-    assert 0 <= float(str(adapter.manifest.metrics["own_dc_accuracy"])) <= 1
+    assert 0 <= float(str(made.metrics["own_dc_accuracy"])) <= 1
 
 
 def test_own_accuracy_is_the_share_of_pictures_that_the_concept_explains_best(

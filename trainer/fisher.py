@@ -24,10 +24,11 @@ def fisher(task: Task, rivals: Tensor) -> tuple[dict[str, Tensor], float]:
     denoising loss (EWC).
     """
     ids = torch.cat([task.ids[:1], rivals])
+    e = states(task.base, ids, task.earlier, task.trainable.token).detach()
 
     def draw_errors(draw: int) -> Tensor:
         x0, noise = task.draw(1, task.generator(draw, stream=3))
-        packed = task.trainable.packed(states(task.base, ids, task.earlier, task.trainable.token))
+        packed = task.trainable.packed(e)
         return errors(task.denoise(packed), task.base.spec.schedule, x0, noise, torch.arange(len(ids)))
 
     tau = 0.0

@@ -197,15 +197,23 @@ class RunningLoss:
     def fault(self) -> str | None:
         if not math.isfinite(self.mean):
             return "is no longer a number"
-        grown = self.steps > FIRST and self.mean > DIVERGED * max(self.lowest, 1e-3)
-        return "has grown tenfold" if grown else None
+        return "has grown tenfold" if self.steps > FIRST and self._grown > DIVERGED else None
+
+    @property
+    def sound(self) -> bool:
+        """Whether a state is worth keeping: half-way to a fault, it may be lost already."""
+        return self._grown < DIVERGED**0.5
+
+    @property
+    def _grown(self) -> float:
+        return self.mean / max(self.lowest, 1e-3)
 
 
 def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] | None = None) -> None:
     """Train a stage's parameters in place to the end, from its last state in `record`.
 
     Raises:
-        TrainingError: the loss is not finite or has grown out of bounds; the last state kept stays.
+        TrainingError: the loss or a gradient is not finite, or the loss has grown out of bounds; the last sound state stays.
     """
     optimiser = torch.optim.AdamW([{"params": [*group.values()]} for group, _ in stage.groups], weight_decay=0.0)
     step = _restore(record, stage, optimiser)
@@ -217,7 +225,7 @@ def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] 
             if fault := running.fault:
                 raise TrainingError(
                     f"the loss {fault} at step {stage.done + step}",
-                    hint="learn again with a smaller rate: factor_rate in --config",
+                    hint="start it over with a smaller rate: --restart, and factor_rate in --config",
                     state=str(record.folder),
                 )
             for group, (_, full) in zip(optimiser.param_groups, stage.groups, strict=True):
@@ -231,7 +239,7 @@ def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] 
                 at = stage.done + step
                 each = (time.monotonic() - began) / (step - first)
                 progress(Progress(at, stage.total, running.mean, (stage.total - at) * each))
-            if time.monotonic() - saved > SAVE_EVERY_S:
+            if running.sound and time.monotonic() - saved > SAVE_EVERY_S:
                 _keep(record, stage, optimiser, step)
                 saved = time.monotonic()
     except KeyboardInterrupt:
@@ -243,13 +251,14 @@ def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] 
 
 
 def _backward(stage: Stage, step: int) -> float:
-    """Add up a step's gradients, the penalty's with them; gives the loss without it."""
+    """Add up a step's gradients, the penalty's with them; gives the loss without it, NaN where a gradient is not finite."""
     value, penalty = 0.0, stage.penalty(stage.parameters) if stage.penalty else None
     for loss in stage.losses(step):
         value += float(loss.detach())
         torch.autograd.backward(loss if penalty is None else loss + penalty)
         penalty = None
-    return value
+    norm = torch.nn.utils.get_total_norm([p.grad for p in stage.parameters.values() if p.grad is not None])
+    return value if norm.isfinite() else math.nan
 
 
 def _keep(record: Record, stage: Stage, optimiser: torch.optim.Optimizer, step: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from importlib.metadata import version
 
 import torch
@@ -241,15 +242,15 @@ def _task(lesson: Lesson, latents: dict[str, Tensor]) -> Task:
 
 
 def _penalty(lesson: Lesson, model: Trainable) -> Penalty | None:
-    """What holds the factors back while they learn; nothing for the first concept."""
-    kept = lesson.start.training.get("ewc", {})
+    """What holds the factors back while they learn, summed up; nothing for the first concept."""
+    kept, terms = lesson.start.training.get("ewc", {}), []
     if lesson.method.fisher and kept:
         theta = {k: lesson.start.lora[k].float() for k in kept}
         weight = lesson.settings.dc_lambda if lesson.method.fisher == "dc" else lesson.settings.ewc_lambda
-        return Anchor(theta, kept, weight).term
+        terms.append(Anchor(theta, kept, weight).term)
     if lesson.method.overlap and model.frozen:
-        return Overlap.of(model.sites, model.frozen, lesson.settings.c_lora_lambda).term
-    return None
+        terms.append(Overlap.of(model.sites, model.frozen, lesson.settings.c_lora_lambda).term)
+    return (lambda parameters: reduce(torch.add, (term(parameters) for term in terms))) if terms else None
 
 
 def _protected_texts(tokens: Sequence[str]) -> list[str]:

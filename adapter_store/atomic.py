@@ -69,7 +69,7 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def staged(folder: Path, data: bytes) -> Iterator[Path]:
-    """A temporary file in `folder` with the data safely on disk, to be renamed or linked; what is left goes away."""
+    """A temporary file in `folder` with the data safely on disk, to be renamed; what is left goes away."""
     temporary = folder / os.urandom(16).hex()
     try:
         with temporary.open("xb") as stream:

@@ -141,11 +141,10 @@ class HubStore:
         while version:
             check_previous(version)
             yield version
-            version = self._before(client, version, commits) if version.manifest.previous else None
+            pin = version.manifest.previous
+            version = self._before(client, version, pin, commits) if pin else None
 
-    def _before(self, client: HubClient, version: Version, commits: Mapping[str, str]) -> Version:
-        pin = version.manifest.previous
-        assert pin is not None  # noqa: S101 - the caller looked
+    def _before(self, client: HubClient, version: Version, pin: Parent, commits: Mapping[str, str]) -> Version:
         ref = f"{client}@v{pin.version}"
         commit = commits.get(pin.manifest_sha256) or client.locate(f"v{pin.version}")
         before = version_at(client, commit, ref, pin.version)
@@ -154,11 +153,13 @@ class HubStore:
         return before
 
     def aliases(self, repo: str) -> dict[str, int]:
-        """Each alias and the number of the version that it stands for."""
-        client = self.client(repo)
+        """Each alias and the number of the version that it stands for; tags of what is no version are somebody else's."""
+        client, found = self.client(repo), {}
         tags = client.refs().tags
-        moving = self.alias_tags(repo, tags)
-        return {tag: version_at(client, tags[tag], f"{client}@{tag}").manifest.version for tag in moving}
+        for tag in self.alias_tags(repo, tags):
+            with suppress(RefError):
+                found[tag] = version_at(client, tags[tag], f"{client}@{tag}").manifest.version
+        return found
 
     def alias_tags(self, repo: str, tags: Iterable[str]) -> list[str]:
         """Those of the tags that can be aliases, sorted."""

@@ -91,7 +91,7 @@ def publish(client: HubClient, head: Callable[[], Head], build: Callable[[Head],
         sent[sha256(draft.document)] = draft
         title, message = words(draft)
         try:
-            commit = client.commit(_operations(now, draft), now.commit, title, message)
+            commit = client.commit(_operations(client, now, draft), now.commit, title, message)
         except RAISED as wrapped:
             error = cause(wrapped)
             # A wrapped error is an upload's, which the client has tried often enough already.
@@ -152,8 +152,8 @@ def _version(client: HubClient, commit: str, document: bytes) -> Version:
     return Version(str(client), manifest, document, fetch, commit)
 
 
-def _operations(now: Head, draft: Draft) -> list[Operation]:
-    """Made anew for every try: the client changes them."""
+def _operations(client: HubClient, now: Head, draft: Draft) -> list[Operation]:
+    """Made anew for every try: the client changes them. What was deleted on the Hub by hand is not deleted once more."""
     operations: list[Operation] = []
     for path, content in sorted(draft.contents.items()):
         if isinstance(content, CommitOperationCopy):
@@ -161,5 +161,6 @@ def _operations(now: Head, draft: Draft) -> list[Operation]:
         else:
             operations.append(CommitOperationAdd(path, content))
     operations.append(CommitOperationAdd(MANIFEST, draft.document))
-    old = now.version.paths() if now.version else ()
-    return [*operations, *(CommitOperationDelete(path, is_folder=False) for path in old if path not in draft.contents)]
+    old = [path for path in (now.version.paths() if now.version else ()) if path not in draft.contents]
+    there = client.sizes(now.commit, old) if now.commit and old else {}
+    return [*operations, *(CommitOperationDelete(path, is_folder=False) for path in there)]

@@ -6,6 +6,7 @@ that file is made last and never overwritten, so a process killed at any moment 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,10 +93,10 @@ class LocalStore:
         with self._writing(name):
             head = self.head(name)
             if expected_head not in {None, head}:
-                raise StoreError(
-                    f"{name} has moved on: its head is v{head}, not v{expected_head}",
-                    hint=f"say the same command again, train with --restart: it then begins with v{head}",
-                )
+                hint = f"say the same command again, train with --restart: it then begins with v{head}"
+                if expected_head:
+                    hint += f"; what train learned is kept by cpserve adapters rollback {name}@v{expected_head}, then --resume"
+                raise StoreError(f"{name} has moved on: its head is v{head}, not v{expected_head}", hint=hint)
             return self._append(name, head, entries, draft, files)
 
     def repeat(self, version: Version) -> Version:
@@ -240,7 +241,11 @@ class LocalStore:
 
     def _point(self, pointer: Path, document: bytes) -> None:
         with staged(self.layout.tmp, f"{sha256(document)}\n".encode()) as temporary:
-            os.link(temporary, pointer)  # unlike a rename, a link never overwrites
+            if (
+                pointer.exists()
+            ):  # a link would tell by itself, but not every disk has links; whoever is here holds the lock
+                raise FileExistsError(errno.EEXIST, "exists already", str(pointer))
+            temporary.replace(pointer)
         sync_folder(pointer.parent)
 
     @contextmanager

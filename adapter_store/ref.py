@@ -18,8 +18,8 @@ LATEST = "latest"
 _HUB = "hf://"
 VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
-# A version number however written, `latest`, or what a commit's hash could begin with.
-_RESERVED = re.compile(r"v[0-9]+|latest|[0-9a-f]+")
+# A version number however written, `latest`, the Hub's branch, or what a commit's hash could begin with.
+_RESERVED = re.compile(r"v[0-9]+|latest|main|[0-9a-f]+")
 _REPO_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _REPO = re.compile(rf"(?!.*(?:--|\.\.)){_REPO_PART}/{_REPO_PART}(?<!\.git)")
 
@@ -93,7 +93,7 @@ def check_alias(alias: str) -> str:
         raise RefError(
             f"{alias!r} cannot be an alias",
             ref=alias,
-            hint="use a name such as 'prod'; 'latest', 'v' with a number, and hex digits alone are reserved",
+            hint="use a name such as 'prod'; 'latest', 'main', 'v' with a number, and hex digits alone are reserved",
         )
     return alias
 

@@ -123,7 +123,7 @@ def check_fits(manifest: Manifest, base: BaseEntry) -> str | None:
     if learned.fingerprint.architecture != base.fingerprint.architecture:
         raise AdapterError(
             f"the adapter was learned on {learned.id}, which has another architecture than {base.id}",
-            hint=f"use --base {learned.id}",
+            hint=f"use --base {learned.id}, or another adapter; generate draws without one under --no-adapter",
         )
     if learned.fingerprint.weights != base.fingerprint.weights:
         return f"the adapter was learned on {learned.id}; the weights of {base.id} differ, so pictures will too"

@@ -31,7 +31,7 @@ MIB = 1 << 20
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
-_CLUTTER = frozenset({".ds_store", "desktop.ini", "thumbs.db"})
+_CLUTTER = frozenset({"desktop.ini", "thumbs.db"})
 _CHUNK = 1 << 16
 _NAME_BYTES = 512  # of a zip's central directory, for each entry
 _REPACK = "pack the pictures again as plain files in one folder"
@@ -78,7 +78,7 @@ def examine(path: Path, limits: Limits) -> Generator[Picture | ConceptError]:
             yield _refused(str(path), "is neither a folder nor a zip that can be read", _REPACK)
             return
         if len(listing) > limits.entries:
-            yield _refused(str(path), f"holds more than {limits.entries} files", "choose the best pictures")
+            yield _refused(str(path), f"holds more than {limits.entries} files", "choose fewer of them")
             return
         if not listing:
             yield _refused(str(path), "holds no picture", "put at least one JPEG, PNG or WEBP file into it")
@@ -242,10 +242,13 @@ def _type_fault(suffix: str) -> tuple[str, str] | None:
 
 
 def _is_clutter(entry: _Entry, limits: Limits) -> bool:
-    """Whether it is a folder's own entry, a file that desktops leave everywhere, or a text where none is wanted."""
+    """Whether it is a folder's own entry, hidden, a file that desktops leave everywhere, or a text where none is wanted."""
     *folders, last = entry.name.split("/")
     text = entry.suffix == ".txt" and not limits.caption_chars
-    return not last or text or "__MACOSX" in folders or last.casefold() in _CLUTTER
+    hidden = any(
+        part.startswith(".") for part in (*folders, last)
+    )  # thumbnails, trash, what macOS leaves on other disks
+    return not last or text or hidden or "__MACOSX" in folders or last.casefold() in _CLUTTER
 
 
 class _Meter:

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from adapter_store import Store
 from adapter_store.diff import diff
+from adapter_store.version import sha256
 from cpserve.errors import IntegrityError, RefError, StoreError
 from tests.hubserver import HubServer
 from tests.hubserver.client import hub  # noqa: F401
@@ -92,7 +93,8 @@ def test_what_is_pulled_is_what_was_pushed(mine, other):
 def test_serving_leaves_what_only_training_needs_on_the_hub(mine, other, hub):
     """A pull fetches no training file unless asked, says how to get it, and fetches only that afterwards."""
     other.pull(PETS)
-    assert not any("training" in path or files_of(3)["training/fisher.safetensors"] == path for path in hub.downloads())
+    kept_back = sha256(files_of(3)["training/fisher.safetensors"])
+    assert not any(kept_back in path for path in hub.downloads())
     version = other.version("pets")
     assert version.read("pytorch_lora_weights.safetensors") == files_of(3)["pytorch_lora_weights.safetensors"]
     with pytest.raises(StoreError, match="was not pulled") as caught:
@@ -167,6 +169,18 @@ def test_aliases_are_tags_that_move(mine, hub):
     with pytest.raises(RefError, match="there is no") as caught:
         mine.set_alias(PETS, "prod", 9)
     assert caught.value.hint == f"the newest is {PETS}@v3"
+
+
+def test_what_others_did_by_hand_stops_no_push(mine, other, hub):
+    """A tag of what is no version is no alias, and a file deleted in the browser is not deleted once more."""
+    repo = hub.repos["me/pets"]
+    repo.tag("before", repo.commit(None, [("cpserve.json", None)], "no version", branch="aside"))
+    gone = min(files_of(3).keys() - files_of(1).keys())
+    other.pull(PETS, for_training=True)
+    repo.commit(None, [(gone, None)], "Delete file")
+    other.commit("pets", files_of(1), other.version("pets").manifest, expected_head=3)
+    assert other.push("pets", PETS).versions == (4,)
+    assert other.aliases(PETS) == {}
 
 
 def test_tags_are_only_an_index(mine, other, hub):

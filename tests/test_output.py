@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,17 @@ def no_room() -> Iterator[None]:
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_two_at_once_never_take_one_name(tmp_path: Path) -> None:
+    """Of sixteen pictures saved beside each other under one name each is there, with what made it."""
+
+    def save(seed: int) -> Path:
+        return _pictures.save(Image.new("RGB", (256, 256)), tmp_path, "rocket", {"seed": seed})
+
+    with ThreadPoolExecutor(16) as pool:
+        paths = list(pool.map(save, range(16)))
+    assert [Image.open(path).info["seed"] for path in paths] == [str(seed) for seed in range(16)]
 
 
 @pytest.mark.usefixtures("no_room")

@@ -12,7 +12,10 @@ from cpserve.errors import RefError
 LAW = settings(max_examples=300)
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True)
-aliases = names.filter(lambda name: name != "latest" and set(name) - set("0123456789abcdef") and not name[1:].isdigit())
+RESERVED = ("latest", "main")
+aliases = names.filter(
+    lambda name: name not in RESERVED and set(name) - set("0123456789abcdef") and not name[1:].isdigit()
+)
 versions = st.integers(1, 10**9 - 1).map("v{}".format)
 commits = st.from_regex(r"[0-9a-f]{7,40}", fullmatch=True)
 parts = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9]|[._-](?=[A-Za-z0-9])){0,40}", fullmatch=True)
@@ -84,9 +87,9 @@ def test_malformed_references_are_refused(text):
 
 
 @LAW
-@given(alias=st.one_of(st.just("latest"), st.from_regex(r"v[0-9]+|[0-9a-f]+", fullmatch=True)))
+@given(alias=st.one_of(st.sampled_from(RESERVED), st.from_regex(r"v[0-9]+|[0-9a-f]+", fullmatch=True)))
 def test_no_alias_can_be_taken_for_a_version_or_a_commit(alias):
-    """`latest`, every `vN` and every run of hex digits are reserved."""
+    """`latest`, the Hub's branch, every `vN` and every run of hex digits are reserved."""
     with pytest.raises(RefError):
         check_alias(alias)
 

@@ -455,7 +455,7 @@ def test_a_full_disk_leaves_the_old_version_and_gives_the_space_back(small_disk)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES])
-@pytest.mark.parametrize("operation", ["link", "fsync", "replace"])
+@pytest.mark.parametrize("operation", ["fsync", "replace"])
 def test_whatever_the_system_refuses_is_a_store_error(pets, tmp_path, operation, code):
     """An error of any file operation is a StoreError with a hint, after which the store is as before."""
     before = snapshot(tmp_path / "home")

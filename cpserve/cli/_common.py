@@ -170,7 +170,7 @@ def base_of(base: str | None, ref: str, manifest: Manifest | None) -> tuple[str,
     if base is None and known.id != BASE and not _is_here(known):
         raise AdapterError(
             f"{ref} was learned on {plain(known.id)}, which is not here and only fetched when you name it",
-            hint=f"add --base {plain(known.id)}",
+            hint=f"add --base {plain(known.id)}, or the folder where that model is now",
         )
     return known.id, known.commit
 

@@ -33,10 +33,26 @@ def save(image: Image.Image, folder: Path, stem: str, made_by: Mapping[str, obje
     info = PngInfo()
     for key, value in settings.items():
         info.add_itxt(key, value)
+    data = png(image, info)
     with writing(folder):
-        path = next(p for p in _names(folder, stem) if not p.exists() or _settings(p, settings) == settings)
-    write(path, png(image, info))
+        folder.mkdir(parents=True, exist_ok=True)
+        path = next(p for p in _names(folder, stem) if _take(p) or _settings(p, settings) == settings)
+        try:
+            write(path, data)
+        except BaseException:
+            if not path.stat().st_size:
+                path.unlink()
+            raise
     return path
+
+
+def _take(path: Path) -> bool:
+    """Whether nothing had the name; now an empty file has it, so that another process looks further."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def saved(folder: Path, stem: str, made_by: Mapping[str, object]) -> bool:

@@ -202,7 +202,7 @@ class RunningLoss:
     @property
     def sound(self) -> bool:
         """Whether a state is worth keeping: half-way to a fault, it may be lost already."""
-        return self._grown < DIVERGED**0.5
+        return self._grown < math.sqrt(DIVERGED)
 
     @property
     def _grown(self) -> float:

@@ -300,7 +300,8 @@ def main() -> None:
     arguments.add_argument("--pictures", type=int, default=100, help="with --two: of two concepts, and as many of one")
     asked = arguments.parse_args()
     if asked.sheet:
-        keep_strip("taught", [pictures(name, i)[0][0] for i, name in enumerate(CONCEPTS["test"][:10])])
+        taught = [pictures(name, i)[0][0] for i, name in enumerate(CONCEPTS["test"][:10])]
+        keep_strip("taught", [image.resize((64, 64), Image.Resampling.LANCZOS) for image in taught])
         print(sheet(["taught", *(m for m in (*METHODS, *BOUNDS) if (STRIPS / f"{m}.png").exists())]))
         return
     base = cpserve.load_base()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import count, takewhile
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from cpserve.cli._border import write, writing
@@ -20,6 +20,7 @@ from cpserve.unpack import LIMITS, Picture, count_pictures, examine
 ENTRIES = 10_000  # of one folder or zip to classify; they are read one at a time
 MANY = replace(LIMITS, entries=ENTRIES, total_bytes=ENTRIES * LIMITS.file_bytes, caption_chars=0)
 MARGIN = 2  # pixels between the pictures of a grid
+NAMES, EDGE = 13, 4  # pixels: the size of a grid's names, and what is left around them
 
 
 def slug(prompt: str) -> str:
@@ -89,6 +90,20 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
     for i, image in enumerate(images):
         page.paste(image, (i % columns * width, i // columns * height))
     return page
+
+
+def labelled(page: Image.Image, rows: Sequence[str], columns: Sequence[str] = ()) -> Image.Image:
+    """A grid with its rows' names on the left and its columns' above, each in the middle of its own."""
+    font = ImageFont.load_default(NAMES)
+    left, top = 2 * EDGE + int(max(map(font.getlength, rows))), NAMES + 2 * EDGE if columns else 0
+    made = Image.new("RGB", (left + page.width, top + page.height), "white")
+    made.paste(page, (left, top))
+    pen = ImageDraw.Draw(made)
+    for i, name in enumerate(rows):
+        pen.text((EDGE, top + (i + 0.5) * page.height / len(rows)), name, "black", font, anchor="lm")
+    for i, name in enumerate(columns):
+        pen.text((left + (i + 0.5) * page.width / len(columns), top / 2), name, "black", font, anchor="mm")
+    return made
 
 
 def read(path: Path) -> Generator[tuple[str, Picture | ConceptError]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +88,8 @@ def eval_(
                 progress=lambda done, all_: report("evaluating versions", done, all_, ""),
             )
     value = _value(made, judge, lineage[-1])
-    _write(out, made, value)
-    emit(value, _text(made, judge, out), as_json=common.json)
+    _write(out, made, value, [version.manifest.version for version in lineage])
+    emit(value, _text(made, value, out), as_json=common.json)
 
 
 def _make_room(out: Path) -> None:
@@ -144,7 +144,7 @@ def _value(made: Evaluation, judge: str, version: Version) -> dict[str, Any]:
     }
 
 
-def _text(made: Evaluation, judge: str, out: Path) -> str:
+def _text(made: Evaluation, value: Mapping[str, Any], out: Path) -> str:
     last = len(made.concepts) - 1
 
     def cell(row: dict[int, float], i: int) -> str:
@@ -161,14 +161,21 @@ def _text(made: Evaluation, judge: str, out: Path) -> str:
         )
         for i, name in enumerate(made.concepts)
     ]
+    apart = {"those of when they were learned": value["f_mmd"], "real ones": value["a_mmd"]}
+    notes = [
+        f"distance of pictures now to {what} (MMD with KID's kernel): {far:.3f}"
+        for what, far in apart.items()
+        if far is not None
+    ]
+    notes += [
+        f"unrelated prompts drifted by {made.drift[-1]:.3f}; features: {value['judge']}",
+        f"pictures, a row a concept and a column a version: {out / 'versions.png'}",
+    ]
     head = ("concept", "kept", "alignment learned", "now", "dc accuracy learned", "now")
-    return (
-        f"{table(head, rows)}\n\nunrelated prompts drifted by {made.drift[-1]:.3f}; features: {judge}\n"
-        f"pictures, a row a concept and a column a version: {out / 'versions.png'}"
-    )
+    return "\n".join([table(head, rows), "", *notes])
 
 
-def _write(out: Path, made: Evaluation, value: Mapping[str, Any]) -> None:
+def _write(out: Path, made: Evaluation, value: Mapping[str, Any], versions: Sequence[int]) -> None:
     import json
 
     from PIL import Image
@@ -181,4 +188,5 @@ def _write(out: Path, made: Evaluation, value: Mapping[str, Any]) -> None:
     blank = Image.new("RGB", made.pictures[0][0][0].size, "white")
     cells = [made.pictures[j].get(i, [blank])[0] for i in range(n) for j in range(n)]
     write(out / MEASURED, f"{json.dumps(value, indent=1)}\n".encode())
-    write(out / "versions.png", png(_pictures.grid(cells, n)))
+    names = [f"v{number}" for number in versions]
+    write(out / "versions.png", png(_pictures.labelled(_pictures.grid(cells, n), made.concepts, names)))

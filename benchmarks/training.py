@@ -5,7 +5,7 @@ step could begin: imports, models and, for the rival, its optimiser. `concept` i
 adapter is on disk. For us that is more than the `loop`: all crops encoded, protected directions or Fisher information,
 folding, the check that something was learned. The rival's ends when its weights are saved; it then loads a whole pipeline
 once more, which is not counted. `loop_cpu` is CPU time, of all threads: where it is far from `loop` times the threads, the
-machine was busy with something else, and the other figures are not worth keeping.
+machine was busy with something else, and the other figures are not worth keeping. `peak_mb` is of the whole process.
 
 Physics. Both run the UNet forward on the batch and backward as far as the first layer that learns, so both are bound by its
 convolutions and products; at 64x64 pixels these are so small that launching them is a good part of a step. On top of that:
@@ -19,11 +19,14 @@ convolutions and products; at 64x64 pixels these are so small that launching the
   step; once a concept, the text states of all protected prompts and a singular value decomposition a layer.
 - ewc-dc: a quadratic term over the factors a step; once a concept, `fisher_draws` passes at batch 1 with a gradient each, on
   as many rows as there are labels.
+- dsc: `dsc_steps` more steps, each of nine rows a picture, three of them with gradients.
 
 What a method costs grows with what came before, so the timed concept follows `--earlier` others (of one step each: what they
 learned does not matter). The rival has no earlier ones.
 
-    python benchmarks/training.py [--steps 300] [--rounds 3] [--earlier 9]       # see benchmarks/rivals/README.md first
+    python benchmarks/training.py [--steps 300] [--rounds 3] [--earlier 9] [--methods METHOD ...]
+
+For the rival see benchmarks/rivals/README.md first.
 """
 
 from __future__ import annotations
@@ -48,10 +51,12 @@ from PIL import Image
 
 import cpserve
 import trainer.sequence
+from benchmarks.forgetting_runs import LEARNING, sources
+from benchmarks.rivals.marked import peak_mb
 from benchmarks.timing import keep
 from cpserve.adapter import empty_adapter
 from cpserve.concept import Concept, Picture
-from trainer import Record, Settings, learn
+from trainer import METHODS, Record, Settings, learn
 from trainer.loop import multiplies_bf16
 
 HERE = Path(__file__).parent
@@ -64,21 +69,21 @@ PICTURES = Settings().batch
 
 
 def prepare(asked: argparse.Namespace, folder: Path) -> None:
-    """The pictures, and for each method an adapter that knows the earlier concepts."""
+    """The pictures, and for each method the adapter after each of the earlier concepts."""
     from benchmarks.teach import pictures  # its judge is slow to import, and only drawings are wanted of it
 
     (folder / "pictures").mkdir()
     for i, image in enumerate([part for parts in pictures("crab", 0) for part in parts][:PICTURES]):
         image.save(folder / "pictures" / f"{i}.png")
     base = cpserve.load_base()
-    for method in OURS:
-        settings = Settings(method=method, steps=1, variants=1, fisher_draws=1)
-        adapter = empty_adapter(base.spec.entry)
+    for method in asked.methods:
+        settings = Settings(method=method, steps=1, variants=1, fisher_draws=1, dsc_steps=1, dsc_batch=1)
+        adapters = [empty_adapter(base.spec.entry)]
         for number in range(asked.earlier):
-            record = Record(folder / "record")
-            adapter = learn(base, concept(folder, f"earlier{number}"), adapter, settings, record)
+            new, record = concept(folder, f"earlier{number}"), Record(folder / "record")
+            adapters.append(learn(base, new, adapters[-1], settings, record, past=adapters[1:]))
             record.delete()
-        torch.save(adapter, folder / f"{method}.pt")
+        torch.save(adapters, folder / f"{method}.pt")
 
 
 def concept(folder: Path, name: str) -> Concept:
@@ -90,7 +95,7 @@ def concept(folder: Path, name: str) -> Concept:
 def learn_once(method: str, steps: int, folder: Path) -> dict[str, float]:
     """Ours in this process: when what ended."""
     base = cpserve.load_base()
-    start = torch.load(folder / f"{method}.pt", weights_only=False)
+    start, *past = torch.load(folder / f"{method}.pt", weights_only=False)
     loop, optimise = [], trainer.sequence.optimise
 
     def timed(*arguments: Any) -> None:
@@ -100,14 +105,16 @@ def learn_once(method: str, steps: int, folder: Path) -> dict[str, float]:
 
     trainer.sequence.optimise = timed
     marks, record = {"ready": time.time()}, Record(folder / "record")
-    adapter = learn(base, concept(folder, "newest"), start, replace(Settings(), method=method, steps=steps), record)
+    settings, new = replace(Settings(), method=method, steps=steps), concept(folder, "newest")
+    adapter = learn(base, new, [start, *past][-1], settings, record, past=past)
     for name, content in adapter.files().items():
         path = folder / "adapter" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     marks["done"] = time.time()
     record.delete()
-    (looped, before), (trained, after) = loop
+    (looped, before), *_, (trained, after) = loop
+    marks["peak_mb"] = peak_mb()
     return marks | {"looped": looped, "trained": trained, "cpu_before": before, "cpu_after": after}
 
 
@@ -139,7 +146,8 @@ def once(row: str, asked: argparse.Namespace, folder: Path) -> dict[str, float]:
     if row in RIVALS:
         marks |= {"looped": marks["ready"], "done": (out / "pytorch_lora_weights.safetensors").stat().st_mtime}
     spent = {"startup": marks["ready"] - began, "concept": marks["done"] - marks["ready"]}
-    return spent | {"loop": marks["trained"] - marks["looped"], "loop_cpu": marks["cpu_after"] - marks["cpu_before"]}
+    loop = {"loop": marks["trained"] - marks["looped"], "loop_cpu": marks["cpu_after"] - marks["cpu_before"]}
+    return spent | loop | {"peak_mb": marks["peak_mb"]}
 
 
 def summary(spent: dict[str, list[dict[str, float]]], steps: int) -> dict[str, dict[str, float]]:
@@ -170,7 +178,8 @@ def main() -> None:
     arguments.add_argument("--rival", type=Path, default=SCRIPT, help="the script")
     arguments.add_argument("--rival-packages", type=Path, default=SCRIPT.parent / "lib", help="packages for it alone")
     arguments.add_argument("--without-rival", action="store_true")
-    arguments.add_argument("--child", choices=OURS, help=argparse.SUPPRESS)
+    arguments.add_argument("--methods", nargs="+", choices=METHODS, default=OURS)
+    arguments.add_argument("--child", choices=METHODS, help=argparse.SUPPRESS)
     arguments.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     asked = arguments.parse_args()
     if asked.child:
@@ -178,7 +187,7 @@ def main() -> None:
         return
     if not asked.without_rival:
         check_rival(asked.rival)
-    rows = [*(() if asked.without_rival else RIVALS), *OURS]
+    rows = [*(() if asked.without_rival else RIVALS), *asked.methods]
     spent: dict[str, list[dict[str, float]]] = {row: [] for row in rows}
     shuffle, order = random.Random(0), list(rows)
     with tempfile.TemporaryDirectory() as work:
@@ -195,6 +204,7 @@ def main() -> None:
     how = {
         "steps": asked.steps, "rounds": asked.rounds, "earlier": asked.earlier, "batch": used.batch, "rank": used.rank,
         "precision": "bf16" if multiplies_bf16() else "fp32", "pictures": PICTURES, "rival": SHA256[:12],
+        "sources": sources(LEARNING),
         "packages": {name: version(name) for name in ("accelerate", "peft", "transformers")},
     }  # fmt: skip
     keep("training", {**how, "rows": result})

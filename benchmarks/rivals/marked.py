@@ -5,15 +5,18 @@ The script's progress bar tells: it is made when everything is loaded, and moves
     python benchmarks/rivals/marked.py PACKAGES SCRIPT [ARGUMENT ...]
 
 PACKAGES is a folder of packages for the script alone. The last line is JSON: seconds since the epoch, and
-seconds of CPU spent before and after.
+seconds of CPU spent before and after, and the peak of memory in MiB.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import runpy
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 BAR = "Steps"
@@ -59,6 +62,12 @@ def import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
+def peak_mb() -> float:
+    """The most memory that this process has had, in MiB; `getrusage` counts what its parent had before it began, too."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1024 if found else math.nan
+
+
 def main() -> None:
     packages, script, *arguments = sys.argv[1:]
     sys.path.insert(0, packages)
@@ -66,6 +75,7 @@ def main() -> None:
     watch_bar()
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
+    marks["peak_mb"] = peak_mb()
     print(json.dumps(marks))
 
 

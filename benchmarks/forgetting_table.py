@@ -17,10 +17,11 @@ LEFT = {
 }  # fmt: skip
 BESIDE = {
     "dc_learned": "DC accuracy when learned", "dc": "at the end", "a_mmd": "A_MMD", "f_mmd": "F_MMD",
-    "update_first": "first update", "update_last": "last update", "adapter_bytes": "bytes of LoRA", "seconds": "s a concept",
-    "peak_mb": "MB",
+    "update_first": "first update", "update_last": "last update", "training_bytes": "bytes kept for training",
+    "adapter_bytes": "bytes of LoRA",
 }  # fmt: skip
-"""Measures and what the tables call them: what is left of the concepts at the end, and the rest."""
+"""Measures and what the tables call them: what is left of the concepts at the end, and the rest. Seconds and memory depend on
+the machine and on what else it did: `training.py` has them, of all methods in turns."""
 COMPARED = ("alignment", "last_alignment", "recognised", "dc", "kept", "a_mmd", "f_mmd", "drift")
 DEFAULT = Settings().method
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 from filelock import FileLock
 from msgspec.structs import replace
 from PIL import Image
@@ -29,6 +28,7 @@ from cpserve.errors import AdapterError
 from cpserve.manifest import Manifest
 from cpserve.sample import SAMPLERS
 from cpserve.tokens import HUGGING_FACE
+from tests.command import run
 from tests.hubserver.content import draft
 from tests.lessons import zipped
 from tools.cli_reference import commands, root
@@ -38,15 +38,6 @@ BASE, OTHER = "sd21", "sd15"  # the first has fewer levels and compiles sooner
 QUICK = "batch = 2\nvariants = 2\nrank = 2\n"
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "PIL", "msgspec"}
 IN_PROCESS = [sys.executable, "-c", "from cpserve.cli import main; main()"]
-
-
-def run(*args: object, code: int = 0) -> Result:
-    """`cpserve *args` within this process."""
-    result = CliRunner().invoke(main, [str(arg) for arg in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture(scope="module")

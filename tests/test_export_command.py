@@ -6,22 +6,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner
 
 from cpserve.base import BaseModel
 from cpserve.bundle import MergedEntry, read_manifest
-from cpserve.cli import main
+from tests.command import run
 from tests.retarget import openvino, retarget
-
-
-def run(*args: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from safetensors.numpy import load, save
 
 from adapter_store import Store
-from cpserve.cli import main
+from tests import command
 from tests.hubserver.app import OTHER_TOKEN, OWNER_TOKEN
 from tests.hubserver.client import environment, hub  # noqa: F401
 from tests.hubserver.content import draft, files_of, learn
@@ -25,13 +25,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
-def run(*args, code=0):
-    """`cpserve adapters *args` within this process."""
-    result = CliRunner().invoke(main, ["adapters", *map(str, args)])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
+run = partial(command.run, "adapters")
 
 
 def told(*args):

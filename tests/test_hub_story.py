@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 pytest.importorskip("torch")  # the rest of the suite of the Hub does without
@@ -25,7 +24,6 @@ from adapter_store.foreign import read_lora, write_lora
 from adapter_store.layout import MATRIX
 from cpserve.adapter import Adapter
 from cpserve.base import BaseModel
-from cpserve.cli import main
 from cpserve.cli.eval import _value as evaluation_value
 from cpserve.cli.eval import _write as write_evaluation
 from cpserve.drawing import Drawing, draw_latents
@@ -34,6 +32,7 @@ from cpserve.evaluation import Evaluation
 from cpserve.manifest import WEIGHTS
 from cpserve.prompts import Prompt
 from cpserve.sample import starting_noise
+from tests.command import run
 from tests.hubserver import Fault, HubServer
 from tests.hubserver.client import environment, hub  # noqa: F401
 from tests.lessons import zipped
@@ -41,14 +40,6 @@ from tests.tiny import make_adapter
 
 PETS = "hf://me/pets"
 BASE = "sd21"  # the one with fewer levels
-
-
-def run(*args: object, code: int = 0):
-    result = CliRunner().invoke(main, [str(arg) for arg in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +234,7 @@ def test_what_eval_writes_can_be_put_on_a_card(learned: Path, tmp_path: Path) ->
         pictures={0: {0: [picture]}, 1: {0: [picture], 1: [picture]}},
     )
     (tmp_path / "measured").mkdir()
-    write_evaluation(tmp_path / "measured", made, evaluation_value(made, "pixels", store.version("pets")))
+    write_evaluation(tmp_path / "measured", made, evaluation_value(made, "pixels", store.version("pets")), [1, 2])
     run("adapters", "annotate", "pets", tmp_path / "measured", "--store", store.root)
     version = store.version("pets@v3")
     assert version.manifest.metrics["kept"] == 0.5

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from filelock import FileLock
 from PIL import Image
 
@@ -20,13 +19,13 @@ from adapter_store import Store
 from benchmarks.error_tables import Labels
 from cpserve.adapter import Adapter
 from cpserve.base import BaseModel, load_base
-from cpserve.cli import main
 from cpserve.elimination import smoothed
 from cpserve.engines.eager import EagerEngine
 from cpserve.errors import CpserveError
 from cpserve.explanation import difference, explained
 from cpserve.prompts import Prompt
 from cpserve.recognition import NONE, Answer, Judging, classify, draws_of, labels_of, latents_of
+from tests import command
 from tests.lessons import QUICK, learned
 
 BASE = "sd21"
@@ -52,11 +51,7 @@ def place(bases: dict[str, BaseModel], tmp_path_factory: pytest.TempPathFactory)
 
 def run(place: Path, folders: dict[str, Path], *args: object, code: int = 0, pictures: Path | None = None) -> str:
     where = ("--adapter", "pets", "--draws", 2, "--store", place / "store", "--base", folders[BASE])
-    result = CliRunner().invoke(main, ["classify", *(str(a) for a in (pictures or place / "pictures", *where, *args))])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.stderr
+    return command.run("classify", pictures or place / "pictures", *where, *args, code=code).stderr
 
 
 def assert_alike(one: bytes, other: bytes) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 import io
 import json
 import re
+from functools import partial
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,8 +17,8 @@ from PIL import Image
 from adapter_store import Store
 from adapter_store.layout import CARD, EVALUATION, MATRIX
 from adapter_store.measured import draw_matrix, read_evaluation
-from cpserve.cli import main
 from cpserve.errors import AdapterError
+from tests.command import run
 from tests.hubserver.client import hub  # noqa: F401
 from tests.hubserver.content import NAMES, learn
 
@@ -35,12 +35,7 @@ WRITTEN = {
 }
 
 
-def annotate(*args, code=0):
-    result = CliRunner().invoke(main, ["adapters", "annotate", *map(str, args)])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
+annotate = partial(run, "adapters", "annotate")
 
 
 def written_of(version):

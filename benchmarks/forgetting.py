@@ -58,7 +58,7 @@ from benchmarks.forgetting_runs import (
     swept,
     whole,
 )
-from benchmarks.forgetting_table import differences, tables
+from benchmarks.forgetting_table import DEFAULT, differences, tables
 from benchmarks.joint import learn_jointly
 from benchmarks.lite0 import JUDGE, Classes, lite0_layout
 from benchmarks.pairs import measure
@@ -246,8 +246,8 @@ def table(base: BaseModel, runs: Sequence[Run]) -> str:
     """Of those runs that are in, the README's table, what else was measured, and paired differences."""
     lines, names, keys = committed(), runs[0].names, [each.key(base) for each in runs]
     now = [line for key in keys for line in lines if line.items() >= key.items()]
-    seen = [each for x in now for each in (in_every_order(x, names) if x["method"] == "alone" else [x])]
-    return f"{tables(of_the_same_last(now, names))}\n\n{differences(seen)}"
+    seen = [each for line in now for each in in_every_order(line, names)]
+    return "\n\n".join([tables(of_the_same_last(now, names)), differences(seen, DEFAULT), differences(seen, "token")])
 
 
 def do(asked: Run) -> None:

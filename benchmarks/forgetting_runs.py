@@ -33,7 +33,9 @@ SOURCES = (
 )
 BOUNDS = ("token", "alone", "joint")
 """What stands beside the methods. `token`: only words are learned (textual inversion, Gal et al. 2023), so that nothing is
-forgotten; `alone`: each concept by itself; `joint`: all at once. The first two know no order."""
+forgotten; `alone`: each concept by itself; `joint`: all at once."""
+ORDERLESS = ("token", "alone")
+"""Those that know no order."""
 _TEST = (
     "baseball", "crab", "bicycle", "cookie", "drum", "fire engine", "jeans", "lizard", "rose", "telescope",
     "ant", "canoe", "hot beverage", "snowman without snow", "palm tree", "joystick", "ice cream", "monkey",
@@ -183,24 +185,27 @@ def whole(one: Run, given: Sequence[str]) -> list[Run]:
         for seed in SEEDS
         for order in ORDERS
         for m in (*METHODS, *BOUNDS)
-        if order == 0 or m not in {"token", "alone"}
+        if order == 0 or m not in ORDERLESS
     ]
 
 
 def in_every_order(line: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    """A run of `alone` as each order sees it: another concept is the last one; `names` are those of order 0."""
+    """A run as each order sees it, where it knows none: another concept is the last one; `names` are those of order 0."""
+    if line["method"] not in ORDERLESS:
+        return [line]
+    by_concept = line.get("by_concept") or line["alignment_matrix"][-1]
     last = [names.index(ordered(names, order)[-1]) for order in ORDERS]
-    return [line | {"order": o, "last_alignment": line["by_concept"][i]} for o, i in zip(ORDERS, last, strict=True)]
+    return [line | {"order": o, "last_alignment": by_concept[i]} for o, i in zip(ORDERS, last, strict=True)]
 
 
 def of_the_same_last(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Runs whose last concepts can be compared: `alone` is the mean over what is last in each order, and a method that was not
-    run in every order says nothing of it, for one concept is easier than another.
+    """Runs whose last concepts can be compared: what knows no order has the mean over what is last in each, and a method that
+    was not run in every order says nothing of it, for one concept is easier than another.
     """
     shown = []
     for line in lines:
         orders = {x["order"] for x in lines if x["method"] == line["method"]}
-        if line["method"] == "alone":
+        if line["method"] in ORDERLESS:
             last = [each["last_alignment"] for each in in_every_order(line, names)]
             shown.append(line | {"last_alignment": float(np.mean(last))})
         else:

@@ -1,4 +1,4 @@
-"""What the lines of `forgetting.py` come to: means with standard errors, and paired differences to the default method."""
+"""What the lines of `forgetting.py` come to: means with standard errors, and paired differences."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.forgetting_runs import ORDERLESS
 from benchmarks.markdown import markdown
 from trainer import Settings
 
@@ -66,16 +67,16 @@ def _table(groups: Mapping[str, Lines], columns: Mapping[str, str]) -> str:
     return markdown(["method", "runs", *columns.values()], body)
 
 
-def differences(lines: Lines) -> str:
-    """Every other method's runs less the default method's of the same order and seed; a run of `alone`, which stands in every
-    order, counts once, with the mean of its differences.
+def differences(lines: Lines, reference: str) -> str:
+    """Every other method's runs less the reference's of the same order and seed; what knows no order stands in each, and such a
+    run counts once, with the mean of its differences.
     """
-    ours = {(line["order"], line["seed"]): line for line in lines if line["method"] == DEFAULT}
+    ours = {(line["order"], line["seed"]): line for line in lines if line["method"] == reference}
     body = []
-    for method in dict.fromkeys(line["method"] for line in lines if line["method"] != DEFAULT):
+    for method in dict.fromkeys(line["method"] for line in lines if line["method"] != reference):
         pairs = [(o, x) for x in lines if x["method"] == method and (o := ours.get((x["order"], x["seed"])))]
         less = [_by_run(pairs, column) for column in COMPARED]
-        body.append([f"{method} less {DEFAULT}", str(max(map(len, less))), *map(cell, less)])
+        body.append([f"{method} less {reference}", str(max(map(len, less))), *map(cell, less)])
     return markdown(["", "pairs", *COMPARED], body)
 
 
@@ -85,6 +86,6 @@ def _by_run(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], column: str)
     for ours, theirs in pairs:
         low, high = measured(ours, column), measured(theirs, column)
         if low is not None and high is not None:
-            run = theirs["seed"] if theirs["method"] == "alone" else (theirs["order"], theirs["seed"])
+            run = theirs["seed"] if theirs["method"] in ORDERLESS else (theirs["order"], theirs["seed"])
             groups.setdefault(run, []).append(high - low)
     return [float(np.mean(each)) for each in groups.values()]

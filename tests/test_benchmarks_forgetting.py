@@ -1,4 +1,4 @@
-"""The README's table of methods against the lines that it is made from."""
+"""The tables of methods against the lines that they are made from."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from trainer import Settings
 pytest.importorskip("efficientnet_lite_pytorch")
 forgetting = import_module("benchmarks.forgetting")
 README = Path(__file__).parents[1] / "README.md"
+PAGE = README.parent / "docs" / "forgetting.md"
 
 
 def test_the_methods_in_the_readme_are_as_the_committed_lines_say() -> None:
-    """Every row to the digit: a line that comes in is not seen before its row is."""
+    """Every row to the digit, and all tables on their page: a line that comes in is not seen before its row is."""
     method = Settings().method
     run = forgetting.Run(
         method=method, order=0, seed=0, concepts=10, split="test", settings=forgetting.chosen(method, 0, [])
     )
-    made = forgetting.table(load_base(), forgetting.whole(run, [])).split("\n\n")[0].splitlines()
-    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in made)
+    made = forgetting.table(load_base(), forgetting.whole(run, []))
+    page = PAGE.read_text(encoding="utf-8")
+    assert all(part in page for part in made.split("\n\n"))
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in made.split("\n\n")[0].splitlines()
+    )
     assert len(rows) > len(forgetting.METHODS)
     readme = README.read_text(encoding="utf-8").splitlines()
     assert f"| {' | '.join(head)} |" in readme

@@ -153,11 +153,11 @@ class HubStore:
         return before
 
     def aliases(self, repo: str) -> dict[str, int]:
-        """Each alias and the number of the version that it stands for; tags of what is no version are somebody else's."""
+        """Each alias and the number of the version that it stands for; tags of what is no sound version are left out."""
         client, found = self.client(repo), {}
         tags = client.refs().tags
         for tag in self.alias_tags(repo, tags):
-            with suppress(RefError):
+            with suppress(RefError, IntegrityError):
                 found[tag] = version_at(client, tags[tag], f"{client}@{tag}").manifest.version
         return found
 

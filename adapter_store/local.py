@@ -6,7 +6,6 @@ that file is made last and never overwritten, so a process killed at any moment 
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,7 +94,8 @@ class LocalStore:
             if expected_head not in {None, head}:
                 hint = f"say the same command again, train with --restart: it then begins with v{head}"
                 if expected_head:
-                    hint += f"; what train learned is kept by cpserve adapters rollback {name}@v{expected_head}, then --resume"
+                    back = f"cpserve adapters rollback {name}@v{expected_head}, then --resume"
+                    hint += f"; {back} keeps what train learned, without what v{head} added"
                 raise StoreError(f"{name} has moved on: its head is v{head}, not v{expected_head}", hint=hint)
             return self._append(name, head, entries, draft, files)
 
@@ -241,11 +241,7 @@ class LocalStore:
 
     def _point(self, pointer: Path, document: bytes) -> None:
         with staged(self.layout.tmp, f"{sha256(document)}\n".encode()) as temporary:
-            if (
-                pointer.exists()
-            ):  # a link would tell by itself, but not every disk has links; whoever is here holds the lock
-                raise FileExistsError(errno.EEXIST, "exists already", str(pointer))
-            temporary.replace(pointer)
+            temporary.replace(pointer)  # overwrites nothing: the number is the next one, and the lock is held
         sync_folder(pointer.parent)
 
     @contextmanager

@@ -45,6 +45,10 @@ class Ref:
             raise RefError(
                 f"{self.name!r} is not a repository on the Hub", ref=str(self), hint=f"write {_HUB}user/repo"
             )
+        if self.hub and self.at == "main":
+            raise RefError(
+                f"{self} names the branch", ref=str(self), hint=f"{_HUB}{self.name} alone is its newest version"
+            )
         if self.at is not None and not (self.at == LATEST or self.version or self.commit):
             check_alias(self.at)
 

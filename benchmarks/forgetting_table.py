@@ -86,6 +86,7 @@ def _by_run(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], column: str)
     for ours, theirs in pairs:
         low, high = measured(ours, column), measured(theirs, column)
         if low is not None and high is not None:
-            run = theirs["seed"] if theirs["method"] in ORDERLESS else (theirs["order"], theirs["seed"])
+            orderless = not {ours["method"], theirs["method"]}.isdisjoint(ORDERLESS)
+            run = theirs["seed"] if orderless else (theirs["order"], theirs["seed"])
             groups.setdefault(run, []).append(high - low)
     return [float(np.mean(each)) for each in groups.values()]

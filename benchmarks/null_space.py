@@ -27,7 +27,7 @@ from torch import Tensor
 
 import cpserve
 from benchmarks.forgetting import teach
-from benchmarks.forgetting_runs import CONCEPTS, Run, chosen, sources
+from benchmarks.forgetting_runs import CONCEPTS, Run, chosen
 from benchmarks.markdown import markdown
 from benchmarks.teach import pictures
 from benchmarks.timing import keep
@@ -90,7 +90,7 @@ def kinds(tokens: Sequence[str]) -> dict[str, list[str]]:
 
 
 def room(text: Text, tokens: Sequence[str], ordinary: Tensor) -> list[dict[str, Any]]:
-    """After each concept: the basis's size by energy, without ordinary things, and what is left of the next one's states."""
+    """After each concept the basis's size, by energy and without ordinary things; and of its own states what lay outside before."""
     energy, every = Settings().null_energy, {t: text.rows([w.format(t) for w in PROTECTED]) for t in tokens}
     empty, found = text.rows([""]), []
     for n, token in enumerate(tokens):
@@ -139,7 +139,7 @@ def main() -> None:
     ordinary = text.rows(_ordinary_texts(NOUNS, PROTECTED))
     line = {"d": ordinary.shape[-1], "room": room(text, tokens, ordinary)}
     line["prompts"] = leaks(text, adapters[-2], tokens, ordinary)
-    keep("null_space", {"benchmark": "null_space", "concepts": asked.concepts, "sources": sources()} | line)
+    keep("null_space", run.key(base) | {"benchmark": "null_space"} | line)
     print(shown(line))
 
 

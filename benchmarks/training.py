@@ -150,12 +150,11 @@ def once(row: str, asked: argparse.Namespace, folder: Path) -> dict[str, float]:
     return spent | loop | {"peak_mb": marks["peak_mb"]}
 
 
-def summary(spent: dict[str, list[dict[str, float]]], steps: int) -> dict[str, dict[str, float]]:
+def summary(spent: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Medians of each row, and its ratios to the rivals and to `none`."""
     rows = {}
     for name, rounds in spent.items():
         rows[name] = {part: statistics.median(each[part] for each in rounds) for part in rounds[0]}
-        rows[name]["ms_a_step"] = rows[name]["loop"] / steps * 1000
     for row in rows.values():
         row |= {f"to {name}": row["concept"] / rows[name]["concept"] for name in (*RIVALS, "none") if name in rows}
     return {name: {part: round(value, 3) for part, value in row.items()} for name, row in rows.items()}
@@ -197,7 +196,7 @@ def main() -> None:
             for row in order:
                 spent[row].append(once(row, asked, Path(work)))
                 print(number, row, {part: round(value, 2) for part, value in spent[row][-1].items()}, flush=True)
-    result = summary(spent, asked.steps)
+    result = summary(spent)
     for name, row in result.items():
         print(f"{name:18s}" + "".join(f"  {part} {value:g}" for part, value in row.items()))
     used = Settings()

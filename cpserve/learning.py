@@ -246,7 +246,7 @@ def _judged(base: BaseModel, made: Adapter, drawn: Mapping[str, Image.Image]) ->
 
 def _unlearned(manifest: Manifest) -> str | None:
     concept, told = manifest.concepts[-1], float(manifest.metrics["own_dc_accuracy"])
-    shown = told if concept.dc_accuracy is None else concept.dc_accuracy
+    shown = concept.dc_accuracy or 0.0
     if min(told, shown) >= LEAST_LEARNED:
         return None
     return (

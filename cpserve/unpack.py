@@ -81,7 +81,9 @@ def examine(path: Path, limits: Limits) -> Generator[Picture | ConceptError]:
             yield _refused(str(path), f"holds more than {limits.entries} files", "choose fewer of them")
             return
         if not listing:
-            yield _refused(str(path), "holds no picture", "put at least one JPEG, PNG or WEBP file into it")
+            yield _refused(
+                str(path), "holds no picture", "put a JPEG, PNG or WEBP file into it; hidden ones are passed over"
+            )
         yield from _findings(sorted(listing, key=lambda entry: (entry.folded, entry.name)), limits)
 
 
@@ -245,9 +247,8 @@ def _is_clutter(entry: _Entry, limits: Limits) -> bool:
     """Whether it is a folder's own entry, hidden, a file that desktops leave everywhere, or a text where none is wanted."""
     *folders, last = entry.name.split("/")
     text = entry.suffix == ".txt" and not limits.caption_chars
-    hidden = any(
-        part.startswith(".") for part in (*folders, last)
-    )  # thumbnails, trash, what macOS leaves on other disks
+    # Thumbnails, trash, and what macOS leaves on other disks.
+    hidden = any(part.startswith(".") for part in (*folders, last))
     return not last or text or hidden or "__MACOSX" in folders or last.casefold() in _CLUTTER
 
 

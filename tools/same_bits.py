@@ -1,8 +1,8 @@
 """Do the methods learn the same as at another commit, bit for bit? `python tools/same_bits.py REV`.
 
 Every method learns two concepts of noise, in a few steps, with the code of REV and with that of this folder. What is to be
-compared are the LoRA, the tokens and what is kept for the next concept. On a yes the commit's sources may stand in `SAME`
-(benchmarks/forgetting_runs.py).
+compared are the LoRA, the tokens and what is kept for the next concept. On a yes, and where nothing that draws, judges or learns
+jointly has changed, which it does not try, the commit's sources may stand in `SAME` (benchmarks/forgetting_runs.py).
 """
 
 from __future__ import annotations

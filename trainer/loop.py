@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -196,28 +197,29 @@ class RunningLoss:
     @property
     def fault(self) -> str | None:
         if not math.isfinite(self.mean):
-            return "is no longer a number"
-        return "has grown tenfold" if self.steps > FIRST and self._grown > DIVERGED else None
+            return "or its gradient is no longer a number"
+        grown = self.steps > FIRST and self.mean > DIVERGED * max(self.lowest, 1e-3)
+        return "has grown tenfold" if grown else None
 
-    @property
-    def sound(self) -> bool:
-        """Whether a state is worth keeping: half-way to a fault, it may be lost already."""
-        return self._grown < math.sqrt(DIVERGED)
+    def state(self) -> Tensor:
+        """What `of` goes on from: a resumed run notices what a straight one does."""
+        return torch.tensor([self.steps, self.lowest, self._sum], dtype=torch.float64)
 
-    @property
-    def _grown(self) -> float:
-        return self.mean / max(self.lowest, 1e-3)
+    @classmethod
+    def of(cls, state: Tensor) -> Self:
+        steps, lowest, total = state.tolist()
+        return cls(int(steps), lowest, total)
 
 
 def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] | None = None) -> None:
     """Train a stage's parameters in place to the end, from its last state in `record`.
 
     Raises:
-        TrainingError: the loss or a gradient is not finite, or the loss has grown out of bounds; the last sound state stays.
+        TrainingError: the loss or its gradient is not finite, or it has grown out of bounds; the last state kept stays.
     """
     optimiser = torch.optim.AdamW([{"params": [*group.values()]} for group, _ in stage.groups], weight_decay=0.0)
-    step = _restore(record, stage, optimiser)
-    first, began, saved, running, whole = step, time.monotonic(), time.monotonic(), RunningLoss(), True
+    step, running = _restore(record, stage, optimiser)
+    first, began, saved, whole = step, time.monotonic(), time.monotonic(), True
     try:
         while step < stage.steps:
             value = _backward(stage, step)
@@ -239,15 +241,15 @@ def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] 
                 at = stage.done + step
                 each = (time.monotonic() - began) / (step - first)
                 progress(Progress(at, stage.total, running.mean, (stage.total - at) * each))
-            if running.sound and time.monotonic() - saved > SAVE_EVERY_S:
-                _keep(record, stage, optimiser, step)
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                _keep(record, stage, optimiser, step, running)
                 saved = time.monotonic()
     except KeyboardInterrupt:
         if whole:  # in the middle of a step the last state kept is the better one
-            _keep(record, stage, optimiser, step)
+            _keep(record, stage, optimiser, step, running)
         raise
     if step > first:
-        _keep(record, stage, optimiser, step)
+        _keep(record, stage, optimiser, step, running)
 
 
 def _backward(stage: Stage, step: int) -> float:
@@ -261,18 +263,18 @@ def _backward(stage: Stage, step: int) -> float:
     return value if norm.isfinite() else math.nan
 
 
-def _keep(record: Record, stage: Stage, optimiser: torch.optim.Optimizer, step: int) -> None:
-    tensors = dict(stage.parameters)
+def _keep(record: Record, stage: Stage, optimiser: torch.optim.Optimizer, step: int, running: RunningLoss) -> None:
+    tensors = {**stage.parameters, "running loss": running.state()}
     for name, parameter in stage.parameters.items():
         tensors |= {f"{key}/{name}": value for key, value in optimiser.state[parameter].items()}
     record.save_state(stage.name, tensors, step)
 
 
-def _restore(record: Record, stage: Stage, optimiser: torch.optim.Optimizer) -> int:
+def _restore(record: Record, stage: Stage, optimiser: torch.optim.Optimizer) -> tuple[int, RunningLoss]:
     tensors, step = record.load_state(stage.name)
     for name, parameter in stage.parameters.items():
         if step:
             parameter.data.copy_(tensors[name])
             moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
             optimiser.state[parameter] = {"step": tensors[f"step/{name}"], **moments}  # steps are counted on the CPU
-    return step
+    return step, RunningLoss.of(tensors["running loss"]) if step else RunningLoss()

@@ -5,7 +5,7 @@ The script's progress bar tells: it is made when everything is loaded, and moves
     python benchmarks/rivals/marked.py PACKAGES SCRIPT [ARGUMENT ...]
 
 PACKAGES is a folder of packages for the script alone. The last line is JSON: seconds since the epoch, and
-seconds of CPU spent before and after, and the peak of memory in MiB.
+seconds of CPU spent before and after, and the peak of memory until then in MiB.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def watch_bar() -> None:
             shown = super().update(n)
             if self.is_ours:
                 marks["trained"], marks["cpu_after"] = time.time(), time.process_time()
+                marks["peak_mb"] = peak_mb()
             return shown
 
     tqdm.auto.tqdm = Marking
@@ -75,7 +76,6 @@ def main() -> None:
     watch_bar()
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
-    marks["peak_mb"] = peak_mb()
     print(json.dumps(marks))
 
 

@@ -122,7 +122,7 @@ def read(path: Path) -> Generator[tuple[str, Picture | ConceptError]]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             with path.open("rb") as stream:
-                Path(folder, path.name).write_bytes(stream.read(LIMITS.file_bytes + 1))
+                Path(folder, path.name.lstrip(".")).write_bytes(stream.read(LIMITS.file_bytes + 1))
         except OSError as error:
             yield str(path), _unreadable(path, error)
             return

@@ -15,6 +15,7 @@ from PIL import Image
 from cpserve.cli import _pictures
 from cpserve.cli._border import write
 from cpserve.errors import CpserveError
+from cpserve.unpack import Picture
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no limits of file sizes there")
 LIMIT = 1000  # bytes
@@ -41,6 +42,15 @@ def test_two_at_once_never_take_one_name(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         paths = list(pool.map(save, range(16)))
     assert [Image.open(path).info["seed"] for path in paths] == [str(seed) for seed in range(16)]
+
+
+def test_a_hidden_picture_that_is_named_is_read(tmp_path: Path) -> None:
+    """In a folder it would be passed over."""
+    path = tmp_path / ".photo.png"
+    Image.new("RGB", (64, 64)).save(path)
+    [(name, picture)] = _pictures.read(path)
+    assert name == str(path)
+    assert isinstance(picture, Picture)
 
 
 @pytest.mark.usefixtures("no_room")

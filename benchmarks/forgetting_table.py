@@ -54,7 +54,8 @@ def tables(lines: Lines) -> str:
     several = len({line["sources"] for line in lines}) > 1
     for line in lines:
         own = [f"{k}={v}" for k, v in sorted(line["settings"].items()) if k not in {"seed", "method", "steps"}]
-        name = " ".join([line["method"], *own, *([f"({line['sources']})"] if several else [])])
+        variant = [f"with {line['variant']}"] if "variant" in line else []  # code of a trial that did not stay
+        name = " ".join([line["method"], *variant, *own, *([f"({line['sources']})"] if several else [])])
         groups.setdefault(name, []).append(line)
     return "\n\n".join(_table(groups, columns) for columns in (LEFT, BESIDE))
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -62,26 +63,44 @@ SWEPT = {
     "fold": _RATES,
     "ewc": (
         "ewc_lambda=1e2", "ewc_lambda=1e3", "ewc_lambda=1e4", "ewc_lambda=1e5", "ewc_lambda=1e6", "ewc_lambda=1e7",
+        "ewc_lambda=1e6 factor_rate=1e-3", "ewc_lambda=3e6", "ewc_lambda=3e5", "ewc_lambda=1e6 factor_rate=4e-3",
+        "ewc_lambda=1e7 factor_rate=4e-3", "ewc_lambda=1e5 factor_rate=1e-3",
     ),
-    "ewc-dc": ("dc_lambda=1e2", "dc_lambda=1e3", "dc_lambda=1e4", "dc_lambda=1e5", "dc_lambda=10", "dc_lambda=1"),
+    "ewc-dc": (
+        "dc_lambda=1e2", "dc_lambda=1e3", "dc_lambda=1e4", "dc_lambda=1e5", "dc_lambda=10", "dc_lambda=1",
+        "dc_lambda=10 factor_rate=1e-3", "dc_lambda=3", "dc_lambda=30", "dc_lambda=10 factor_rate=4e-3",
+        "dc_lambda=1e2 factor_rate=4e-3", "dc_lambda=1 factor_rate=1e-3",
+    ),
     "dsc": (
         *(f"dsc_scores={scores} dsc_eps={eps}" for eps in (1.0, 10.0) for scores in (0.01, 0.1)),
         "dsc_scores=0.01 dsc_eps=100", "dsc_scores=0.01 dsc_eps=10 factor_rate=5e-4",
+        "dsc_scores=0.1 dsc_eps=10 factor_rate=5e-4", "dsc_scores=0.01 dsc_eps=100 factor_rate=5e-4",
+        "dsc_scores=0.01 dsc_eps=10 factor_rate=2.5e-4", "dsc_scores=0.01 dsc_eps=10 factor_rate=1e-3",
+        "dsc_scores=0.01 dsc_eps=1 factor_rate=5e-4", "dsc_scores=0.01 dsc_eps=10 factor_rate=5e-4 dsc_rate=2e-3",
     ),
     "dsc+ewc-dc": (
         *(f"dc_lambda={weight} dsc_scores={scores}" for scores in (0.01, 0.1) for weight in (1e3, 1e4)),
-        "dc_lambda=1e2 dsc_scores=0.1", "dc_lambda=10 dsc_scores=0.1",
+        "dc_lambda=1e2 dsc_scores=0.1", "dc_lambda=10 dsc_scores=0.1", "dc_lambda=10 dsc_scores=0.1 factor_rate=1e-3",
+        "dc_lambda=1 dsc_scores=0.1", "dc_lambda=10 dsc_scores=0.01", "dc_lambda=1 dsc_scores=0.1 factor_rate=1e-3",
+        "dc_lambda=10 dsc_scores=0.1 dsc_eps=10 factor_rate=1e-3", "dc_lambda=10 dsc_scores=0.1 factor_rate=4e-3",
     ),
     "c-lora": (
         "c_lora_lambda=10", "c_lora_lambda=1e2", "c_lora_lambda=1e3", "c_lora_lambda=1e4",
-        "c_lora_lambda=1", "c_lora_lambda=10 factor_rate=1e-3",
+        "c_lora_lambda=1", "c_lora_lambda=10 factor_rate=1e-3", "c_lora_lambda=30", "c_lora_lambda=300",
+        "c_lora_lambda=1e2 factor_rate=1e-3", "c_lora_lambda=1e2 factor_rate=4e-3", "c_lora_lambda=1e3 factor_rate=4e-3",
+        "c_lora_lambda=10 factor_rate=4e-3",
     ),
     "null-space": (
         "null_energy=1e-4", "null_energy=1e-3", "null_energy=1e-2", "null_energy=5e-2",
         "null_energy=1e-2 factor_rate=1e-3", "null_energy=1e-2 factor_rate=5e-4",
     ),
+    "token": tuple(f"factor_rate=0 token_rate={rate}" for rate in (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)),
+    "alone": ("factor_rate=5e-4", "factor_rate=1e-3", "factor_rate=2e-3", "factor_rate=4e-3"),
+    "joint": ("factor_rate=5e-4", "factor_rate=1e-3", "factor_rate=2e-3", "factor_rate=4e-3"),
 }  # fmt: skip
-"""What is tried of each method on the sweep concepts: as many runs for each, the last two where the first four pointed."""
+"""What is tried of each method on the sweep concepts. A method with a weight has twelve trials, six at first and then as many
+where these pointed; of `null-space` the second six are of its code as it changed, and stand in the lines alone (LOG.md). What
+has rates only has six of them or four."""
 
 CHOSEN = {
     "none": "factor_rate=2.5e-4",
@@ -165,6 +184,7 @@ def chosen(method: str, seed: int, given: Sequence[str] = ()) -> Settings:
 
 def swept(one: Run) -> list[Run]:
     """Every method at each of its settings on six sweep concepts: all methods' first settings, then their second, and so on."""
+    turns = (zip(SWEPT, given, strict=True) for given in zip_longest(*SWEPT.values()))
     return [
         replace(
             one,
@@ -173,8 +193,9 @@ def swept(one: Run) -> list[Run]:
             concepts=SWEPT_CONCEPTS,
             settings=settings_of(method, 0, [SWEPT_RATE, *given.split()]),
         )
-        for settings in zip(*SWEPT.values(), strict=True)
-        for method, given in zip(SWEPT, settings, strict=True)
+        for turn in turns
+        for method, given in turn
+        if given is not None
     ]
 
 

@@ -117,8 +117,8 @@ CHOSEN = {
 }
 """Of the first six of those, what has the largest sum of alignment, share recognised and diffusion-classifier accuracy at the
 end; of all twelve it is `factor_rate=4e-3` for `ewc-dc` and `dsc+ewc-dc`, `dsc_rate=2e-3` for `dsc` and `c_lora_lambda=300` for
-`c-lora`, which await their runs (LOG.md). The rate, wordings, nouns and energy of `null-space` were chosen in sight of runs on the test concepts, too, and
-`token`, `alone` and `joint` are as they were before they were swept."""
+`c-lora`, which await their runs (LOG.md). The rate, wordings, nouns and energy of `null-space` were chosen in sight of runs on
+the test concepts, too, and `token`, `alone` and `joint` are as they were before they were swept."""
 
 SAME = {
     "b37e4343efc1": frozenset({*METHODS, *BOUNDS} - {"null-space"}),

@@ -95,8 +95,8 @@ SWEPT = {
         "null_energy=1e-2 factor_rate=1e-3", "null_energy=1e-2 factor_rate=5e-4",
     ),
     "token": tuple(f"factor_rate=0 token_rate={rate}" for rate in (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)),
-    "alone": ("factor_rate=5e-4", "factor_rate=1e-3", "factor_rate=2e-3", "factor_rate=4e-3"),
-    "joint": ("factor_rate=5e-4", "factor_rate=1e-3", "factor_rate=2e-3", "factor_rate=4e-3"),
+    "alone": _RATES[:4],
+    "joint": _RATES[:4],
 }  # fmt: skip
 """What is tried of each method on the sweep concepts. A method with a weight has twelve trials, six at first and then as many
 where these pointed; of `null-space` the second six are of its code as it changed, and stand in the lines alone (LOG.md). What

@@ -14,10 +14,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _SNIPPET = """\
 ```python
-{imports}from diffusers import DiffusionPipeline
+{imports}import torch
+from diffusers import DiffusionPipeline
 
 R = "."  # this folder; or the name of this repository on the Hub, with revision="vN" below for one version
-pipe = DiffusionPipeline.from_pretrained({base}, safety_checker=None)
+pipe = DiffusionPipeline.from_pretrained({base}, torch_dtype=torch.float32, safety_checker=None)
 pipe.load_lora_weights(R, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
 {embeddings}pipe("{prompt}").images[0]
 ```"""

@@ -1,4 +1,4 @@
-"""What the lines of the recognition benchmark come to, seed beside seed: intervals, ratios, the README's tables."""
+"""What the lines of the recognition benchmark come to, seed beside seed: intervals, ratios, tables."""
 
 from __future__ import annotations
 

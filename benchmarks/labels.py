@@ -27,7 +27,7 @@ What levers bring and what more labels cost is measured on the first seed, or th
     python benchmarks/labels.py --quick             # a few small concepts through every part; lines are kept in --work
     python benchmarks/labels.py --only taught       # or: reference, levers, ...; parts of the work, to spread over time
     python benchmarks/labels.py --table             # tables from the committed lines; also --precision bfloat16
-    python benchmarks/labels.py --plot docs/recognising.png   # the same lines as the README's curves
+    python benchmarks/labels.py --plot docs/recognising.png   # the same lines as curves
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The README's curves against the lines that they are drawn from."""
+"""The curves of what recognising costs against the lines that they are drawn from."""
 
 from __future__ import annotations
 

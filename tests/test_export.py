@@ -51,7 +51,7 @@ def traced(monkeypatch: pytest.MonkeyPatch, bundles: dict[str, Path], shape: str
 
 
 def test_every_graph_was_measured(bundles: dict[str, Path], shape: str) -> None:
-    """The manifest says of each how far it is from torch, and the limits are those of the README."""
+    """The manifest says of each how far it is from torch, and the limits are those that docs/engines.md names."""
     assert set(read_bundle(bundles[shape]).manifest.parity) == set(GRAPHS)
     assert parity.LIMITS == {"float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}
 

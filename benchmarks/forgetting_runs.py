@@ -111,7 +111,7 @@ CHOSEN = {
     "dsc+ewc-dc": "dc_lambda=10 dsc_scores=0.1 factor_rate=2e-3",
     "c-lora": "c_lora_lambda=1e2 factor_rate=2e-3",
     "null-space": "",
-    "token": "factor_rate=0",
+    "token": "factor_rate=0 token_rate=4e-2",
     "alone": "factor_rate=2e-3",
     "joint": "factor_rate=2e-3",
 }

@@ -73,7 +73,7 @@ def render_card(manifest: Manifest, name: str, paths: Collection[str] = ()) -> s
     if base.startswith(_BUILTIN):
         imports, where = (
             "from importlib.resources import files\n\n",
-            f'files("cpserve") / "models/{base[len(_BUILTIN) :]}"',
+            f'files("cpserve") / {json.dumps("models/" + base.removeprefix(_BUILTIN))}',
         )
     snippet = _SNIPPET.format(imports=imports, base=where, embeddings="".join(loads), prompt=prompt)
     parts += ["", "## Use it with diffusers", "", snippet, ""]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 
 import numpy as np
 import pytest
@@ -264,3 +266,10 @@ def test_a_card_is_what_the_hub_reads(tmp_path):
     data = ModelCard.load(tmp_path / "README.md").data.to_dict()
     assert (data["base_model"], data["base_model_relation"]) == ("user/model-1.5", "adapter")
     assert "<Gallery />" in render_card(local, "pets")
+    for kind in ("builtin:", "user/"):  # a stranger's manifest puts no code of its own into the snippet
+        [snippet] = re.findall(
+            r"```python\n(.*?)```",
+            render_card(replace(local, base=replace(BASE, id=f'{kind}x"; exit() #')), "pets"),
+            re.DOTALL,
+        )
+        assert not [node for node in ast.walk(ast.parse(snippet)) if getattr(node, "id", "") == "exit"]

@@ -69,8 +69,11 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def staged(folder: Path, data: bytes) -> Iterator[Path]:
-    """A temporary file in `folder` with the data safely on disk, to be renamed; what is left goes away."""
-    temporary = folder / os.urandom(16).hex()
+    """A temporary file in `folder` with the data safely on disk, to be renamed; what is left goes away.
+
+    Its name is a hidden one: what a kill leaves in a folder of the user's is no picture to learn from or to recognise.
+    """
+    temporary = folder / f".{os.urandom(16).hex()}"
     try:
         with temporary.open("xb") as stream:
             stream.write(data)

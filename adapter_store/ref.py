@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from cpserve.errors import RefError
@@ -64,6 +64,14 @@ class Ref:
         """
         name, separator, at = text.removeprefix(_HUB).partition("@")
         return cls(name, at if separator else None, hub=text.startswith(_HUB))
+
+    def beside(self, repo: str) -> Self:
+        """The same of another repository of the same user.
+
+        Raises:
+            RefError: that is no name of a repository.
+        """
+        return replace(self, name=f"{self.name.partition('/')[0]}/{repo}")
 
     @property
     def local_name(self) -> str:

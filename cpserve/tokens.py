@@ -41,7 +41,7 @@ def connect(
     if named and not _private_way(where):
         raise StoreError(
             f"a token is not sent to {where}: without https anybody on the way can read it",
-            hint="use an https address, or unset HF_TOKEN",
+            hint=f"use an https address, or {'leave out --token-file' if token_file else 'unset HF_TOKEN'}",
         )
     return Connection(where, named or _stored(where, environment))
 

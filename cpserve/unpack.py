@@ -74,6 +74,9 @@ def examine(path: Path, limits: Limits) -> Generator[Picture | ConceptError]:
         except FileNotFoundError:
             yield _refused(str(path), "does not exist", "give the path of a zip or a folder of pictures")
             return
+        except PermissionError:
+            yield _refused(str(path), "cannot be read", "check its permissions")
+            return
         except Exception:  # noqa: BLE001 - zipfile answers damage with a dozen kinds of error
             yield _refused(str(path), "is neither a folder nor a zip that can be read", _REPACK)
             return

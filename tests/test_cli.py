@@ -310,6 +310,10 @@ def test_json_is_alone_on_stdout(home: Path, folders: dict[str, Path], tmp_path:
     assert told("adapters", "checkout", "pets@v1", tmp_path / "v1")["version"] == "pets@v1"
     assert told("export", "--onnx", "--out", tmp_path / "bundle", "--dry-run", *base)["action"] == "build"
     assert told("doctor")["installed"]["torch"]
+    (tmp_path / "broken").mkdir()
+    told_of = told("doctor", "--bundle", tmp_path / "broken", code=1)  # and all the rest beside it
+    assert told_of["bundle"]["error"]
+    assert told_of["installed"]["torch"]
 
     (tmp_path / "mixed").mkdir()
     Image.new("RGB", (64, 64), "red").save(tmp_path / "mixed" / "red.png")

@@ -24,12 +24,11 @@ from cpserve.cli._show import emit, table
 @hub_options
 @common_options
 def push(common: Common, name: str, hub: str, public: bool, fork: str | None) -> None:
-    """Store on the Hub every version that is not there yet, a commit each."""
-    from adapter_store import Ref
+    """Store on the Hub every version not there yet, a commit each."""
     from adapter_store.transfer import pullable
 
     target = pullable(hub)
-    target = Ref(f"{target.name.partition('/')[0]}/{fork}", hub=True) if fork else target
+    target = target.beside(fork) if fork else target
     moved = common.store.push(name, target, public=public)
     value = {"version": f"{target}@v{moved.version.manifest.version}", "pushed": list(moved.versions)}
     text = f"{value['version']} is there already"
@@ -74,7 +73,10 @@ def alias() -> None:
 @hub_options
 @common_options
 def set_(common: Common, name: str, alias_: str, version: str) -> None:
-    """Make an alias stand for a version, whatever it stood for before; NAME is here or hf://USER/REPO."""
+    """Make an alias stand for a version.
+
+    Whatever it stood for before. NAME is here or hf://USER/REPO.
+    """
     from adapter_store.ref import VERSION
 
     if not VERSION.fullmatch(version):

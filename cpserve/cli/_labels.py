@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 FIXED = ("picture", "adapter", "content", "base", "engine", "draws", "error", "label", "evaluations", "seconds")
 
 
+def check_new(path: Path) -> None:
+    """Raises: CpserveError: there is a table already."""
+    if path.exists():
+        raise CpserveError(f"{path} is there already", hint="go on with it: --resume; or choose another --out")
+
+
 @dataclass(frozen=True)
 class LabelTable:
     """A CSV file of what one version of an adapter on one base said of pictures, all judged alike.
@@ -50,11 +56,9 @@ class LabelTable:
         """
         with self._alone():
             with writing(self.path):
-                there = self.path.exists()
-                judged = self._judged() if there and resume else {}
-            if there and not resume:
-                hint = "go on with it: --resume; or choose another --out"
-                raise CpserveError(f"{self.path} is there already", hint=hint)
+                judged = self._judged() if resume and self.path.exists() else {}
+            if not resume:
+                check_new(self.path)
             write(self.path, _lines([(*FIXED, *self.labels)]) + self._rows(judged))
             yield judged
 

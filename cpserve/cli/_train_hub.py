@@ -59,8 +59,7 @@ def learner(
         raise click.UsageError(f"learning goes on from the newest version: write --adapter hf://{hub.name}")
     if fork and not push:
         raise click.UsageError("--fork goes with --push")
-    beside = Ref(f"{hub.name.partition('/')[0]}/{fork}", hub=True) if fork else hub
-    back_to = beside if push else None
+    back_to = (hub.beside(fork) if fork else hub) if push else None
     if dry_run:
         return Learner(name or hub.local_name, common.store.version(hub).manifest, back_to)
     pulled = common.store.pull(hub, name, for_training=True).version

@@ -23,7 +23,7 @@ from cpserve.cli._common import (
     open_for,
     read_adapter,
 )
-from cpserve.cli._labels import LabelTable
+from cpserve.cli._labels import LabelTable, check_new
 from cpserve.cli._show import emit, note, reporting, table
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ def classify(
         raise click.UsageError("--resume goes with --out")
     if explain and any(explain.resolve() in (place := path.resolve(), *place.parents) for path in paths):
         raise click.UsageError(f"--explain {explain} would write among the pictures: name a folder of its own")
+    if out and not resume:
+        check_new(out)  # sooner than the models are loaded
     from cpserve.cli._pictures import total
 
     refused: list[dict[str, str]] = []

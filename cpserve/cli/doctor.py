@@ -32,8 +32,12 @@ Facts = dict[str, Any]
     help="Also say what runs this engine bundle, and how fast.",
 )
 @common_options
-def doctor(common: Common, bundle: Path | None) -> None:
-    """Say what is installed, and what is amiss."""
+@click.pass_context
+def doctor(ctx: click.Context, common: Common, bundle: Path | None) -> None:
+    """Say what is installed, and what is amiss.
+
+    Exit 1 if the bundle cannot be used.
+    """
     common.set_threads()
     providers, broken = _providers()
     installed = {name: _version(name) or "not installed" for name in (*LIBRARIES, *RUNNERS)}
@@ -44,13 +48,19 @@ def doctor(common: Common, bundle: Path | None) -> None:
         "base": _base(common),
         "engine": _engine(providers),
     }
+    unusable = False
     if bundle:
-        facts["bundle"] = _bundle(common, bundle)
+        try:
+            facts["bundle"] = _bundle(common, bundle)
+        except CpserveError as error:
+            facts["bundle"], unusable = {"at": str(bundle), "error": str(error), "hint": error.hint}, True
     warnings = [*broken, *two_runtimes(), *shadows()]
     text = "\n\n".join(f"{title}\n{pairs(values, indent=2)}" for title, values in facts.items())
     emit(facts | {"warnings": warnings}, text, as_json=common.json)
     for warning in warnings:
         note(warning)
+    if unusable:
+        ctx.exit(1)
 
 
 def _version(distribution: str) -> str | None:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     default=Path("evaluation"),
     show_default=True,
     metavar="DIR",
+    help="Where the measures and the pictures go.",
 )
 @engine_options
 @hub_options
@@ -187,6 +188,6 @@ def _write(out: Path, made: Evaluation, value: Mapping[str, Any], versions: Sequ
     n = len(made.concepts)
     blank = Image.new("RGB", made.pictures[0][0][0].size, "white")
     cells = [made.pictures[j].get(i, [blank])[0] for i in range(n) for j in range(n)]
-    write(out / MEASURED, f"{json.dumps(value, indent=1)}\n".encode())
     names = [f"v{number}" for number in versions]
     write(out / "versions.png", png(_pictures.labelled(_pictures.grid(cells, n), made.concepts, names)))
+    write(out / MEASURED, f"{json.dumps(value, indent=1)}\n".encode())  # last: with it the evaluation counts as whole

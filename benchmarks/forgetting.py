@@ -12,9 +12,9 @@ by the sum of the two updates of `alone`.
 
     python benchmarks/forgetting.py --method null-space --order 0 --seed 0 [--concepts 10]
     python benchmarks/forgetting.py --quick             # three concepts, two methods, under ten minutes
-    python benchmarks/forgetting.py --sweep             # every method at six settings on six sweep concepts, as --all
+    python benchmarks/forgetting.py --sweep             # every method at the settings of SWEPT on six sweep concepts, as --all
     python benchmarks/forgetting.py --all               # every run that results/forgetting.jsonl lacks; one thread a process pays
-    python benchmarks/forgetting.py --table             # the README's tables from the committed lines (with --sweep: of the sweep)
+    python benchmarks/forgetting.py --table             # docs/forgetting.md's tables, of the committed lines; with --sweep its own
     python benchmarks/forgetting.py --sheet             # its picture, from what the runs drew
     python benchmarks/forgetting.py --two [--method null-space] [--seed 0]      # one line in results/pairs.jsonl
 """

@@ -84,10 +84,10 @@ def gc(common: Common, dry_run: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 @common_options
 def delete(common: Common, name: str, unfinished: bool, yes: bool) -> None:
-    """Delete an adapter from this machine, with all its versions and samples.
+    """Delete an adapter from this machine.
 
-    Also what an unfinished run keeps of its pictures, and whatever else no other adapter refers to. On the Hub a repository is
-    deleted in its settings.
+    With all its versions and samples, what an unfinished run keeps of its pictures, and whatever else no other adapter
+    refers to. On the Hub a repository is deleted in its settings.
     """
     if name.startswith("hf://"):
         raise click.UsageError("what is on the Hub is deleted there, in the repository's settings")
@@ -117,7 +117,7 @@ def delete(common: Common, name: str, unfinished: bool, yes: bool) -> None:
 @hub_options
 @common_options
 def annotate(common: Common, name: str, folder: Path) -> None:
-    """Put on an adapter's card what cpserve eval measured and wrote into a folder.
+    """Put on an adapter's card what cpserve eval measured.
 
     The newest version is stored again, as a new one, with the scores, and on its card what is left of each concept after
     every later one, as a picture.
@@ -184,11 +184,16 @@ def import_(common: Common, file: Path, name: str, base: str | None) -> None:
 @click.option(
     "--format", "tongue", type=click.Choice(["kohya", "diffusers"]), required=True, help="Whose names to use."
 )
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="FILE")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="FILE", help="The file to write."
+)
 @hub_options
 @common_options
 def convert(common: Common, ref: str, tongue: str, out: Path) -> None:
-    """Write a version's weights under the names that other programs look for: ComfyUI and the WebUIs read kohya's."""
+    """Write a version's weights for other programs.
+
+    Under the names that they look for: ComfyUI and the WebUIs read kohya's.
+    """
     from adapter_store.foreign import read_lora, write_lora
     from cpserve.errors import AdapterError
     from cpserve.manifest import WEIGHTS

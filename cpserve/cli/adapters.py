@@ -28,7 +28,10 @@ FEW = 6  # concepts named in a row
     )
 )
 def adapters() -> None:
-    """Stored adapters, here and on the Hub: wherever a NAME or REF is asked for, hf://USER/REPO[@REF] is one, too."""
+    """Stored adapters, here and on the Hub.
+
+    Wherever a NAME or REF is asked for, hf://USER/REPO[@REF] is one, too.
+    """
 
 
 for _command in (push, pull, alias, diff, annotate, delete, gc, import_, convert):
@@ -44,22 +47,36 @@ for _command in (push, pull, alias, diff, annotate, delete, gc, import_, convert
 @common_options
 @click.pass_context
 def list_(ctx: click.Context, common: Common, names: tuple[str, ...]) -> None:
-    """All adapters that are here, or those named, with their newest version.
+    """All adapters that are here, or those named.
 
-    Exit 1 if one is damaged, which is left out.
+    Each with its newest version and its aliases. Exit 1 if one is damaged, which is left out.
     """
     store, heads, aliases, damaged = common.store, {}, {}, False
     for name in names or store.names():
         try:
-            aliases[name] = store.aliases(name) if common.json else {}
+            aliases[name] = store.aliases(name)
             heads[name] = store.version(name).manifest
         except IntegrityError as error:
             note(f"{error}; {error.hint}")
             damaged = True
     value = [_summary(name, head) | {"aliases": aliases[name]} for name, head in heads.items()]
-    rows = [(name, f"v{head.version}", _names(head), head.method, head.base.id) for name, head in heads.items()]
+    rows = [
+        (
+            name,
+            f"v{head.version}",
+            ", ".join(f"{alias}=v{number}" for alias, number in aliases[name].items()),
+            _names(head),
+            head.method,
+            head.base.id,
+        )
+        for name, head in heads.items()
+    ]
     empty = f"{store.root} holds no adapter; learn one: cpserve train --concept ZIP"
-    emit(value, table(("name", "newest", "concepts", "method", "base"), rows) if rows else empty, as_json=common.json)
+    emit(
+        value,
+        table(("name", "newest", "aliases", "concepts", "method", "base"), rows) if rows else empty,
+        as_json=common.json,
+    )
     if not names:
         note_unfinished(store)
     if damaged:
@@ -121,7 +138,10 @@ def show(common: Common, ref: str) -> None:
 @common_options
 @click.pass_context
 def verify(ctx: click.Context, common: Common, name: str | None, repair: bool) -> None:
-    """Read every byte of one adapter, or of all that are here, and name what is damaged; exit 1 if anything is."""
+    """Look for damage in one adapter, or in all that are here.
+
+    Every byte is read, and what is damaged is named; exit 1 if anything is.
+    """
     if repair and name is None:
         raise click.UsageError("--repair needs a NAME")
     repaired = common.store.repair(name) if repair and name else []
@@ -159,7 +179,10 @@ def rollback(common: Common, ref: str) -> None:
 @hub_options
 @common_options
 def checkout(common: Common, ref: str, folder: Path, for_training: bool) -> None:
-    """Write a version as a folder that plain diffusers loads, with its samples and a card that says how."""
+    """Write a version as a folder that plain diffusers loads.
+
+    With its samples and a card that says how.
+    """
     store = common.store
     version = store.version(ref)
     written = store.checkout(version, folder, for_training=for_training)

@@ -16,7 +16,7 @@ from cpserve.cli._show import emit, note, table
 @common_options
 @click.pass_context
 def check(ctx: click.Context, common: Common, path: Path) -> None:
-    """Show what training would see, and refuse.
+    """Show which pictures training would take, and which refuse.
 
     Exit 1 if it would refuse a picture.
     """

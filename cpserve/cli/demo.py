@@ -33,8 +33,9 @@ from cpserve.cli._show import reporting
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Steps for each concept.")
 @partial(common_options, store="the folder store in --out")
 def demo(common: Common, out: Path, taught: Path, steps: int | None) -> None:
-    """Teach three example concepts, draw and recognise them, export to ONNX, draw again; write one page about it.
+    """Tell the whole story on three example concepts.
 
+    Teach them, draw and recognise them, export to ONNX, draw again; write one page about it.
     Stopped, it goes on where it was. The last line is one JSON object.
     """
     from adapter_store import Store

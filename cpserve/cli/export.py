@@ -47,7 +47,13 @@ class _List(click.ParamType[Any]):
 @click.option("--onnx", is_flag=True, help="For ONNX Runtime.")
 @click.option("--openvino", is_flag=True, help="For OpenVINO, on CPUs.")
 @click.option("--trt", is_flag=True, help="For TensorRT, on NVIDIA's GPUs.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="BUNDLE")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    metavar="BUNDLE",
+    help="The folder to write.",
+)
 @base_option
 @click.option(
     "--merge",
@@ -79,7 +85,7 @@ class _List(click.ParamType[Any]):
 @click.option(
     "--slopes",
     is_flag=True,
-    help="With what `classify` picks the twelve likeliest of many concepts by; minutes more, and the UNet's space in float32.",
+    help="Also the graph by which `classify` finds the likeliest of many concepts: minutes more, and the UNet's space in float32.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @hub_options

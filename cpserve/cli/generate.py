@@ -70,18 +70,36 @@ AT_ONCE = 16  # pictures between two times that files are written; with guidance
     type=click.IntRange(0, 2**32 - 1),
     default=0,
     show_default=True,
-    help="Of the first; then counting.",
+    help="Seed of the first picture; each further one counts up.",
 )
 @click.option(
     "--steps", metavar="N", type=click.IntRange(1, 1000), default=20, show_default=True, help="Denoising steps."
 )
-@click.option("--guidance", metavar="G", type=NumberRange(1, 100), default=3.0, show_default=True, help="1 for none.")
-@click.option("--negative", default="", metavar="TEXT", help="What to keep away from.")
+@click.option(
+    "--guidance",
+    metavar="G",
+    type=NumberRange(1, 100),
+    default=3.0,
+    show_default=True,
+    help="How closely to follow the prompt; 1: no guidance.",
+)
+@click.option("--negative", default="", metavar="TEXT", help="What the pictures should not show.")
 @click.option("--size", type=click.IntRange(8), metavar="PX", help="Side of the picture.  [default: the base's own]")
-@click.option("--sampler", type=click.Choice(SAMPLERS), default="dpm", show_default=True)
+@click.option(
+    "--sampler",
+    type=click.Choice(SAMPLERS),
+    default="dpm",
+    show_default=True,
+    help="How noise is taken away, step by step.",
+)
 @engine_options
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True, metavar="DIR"
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("out"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the pictures go.",
 )
 @hub_options
 @common_options

@@ -29,7 +29,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from importlib.util import find_spec
@@ -45,7 +45,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
 from benchmarks.forgetting_runs import (
     BOUNDS,
+    CHOSEN,
     CONCEPTS,
+    FIRST,
     ROOT,
     SAME,
     SAME_AS,
@@ -58,7 +60,7 @@ from benchmarks.forgetting_runs import (
     swept,
     whole,
 )
-from benchmarks.forgetting_table import DEFAULT, differences, tables
+from benchmarks.forgetting_table import DEFAULT, LEFT, differences, tables
 from benchmarks.joint import learn_jointly
 from benchmarks.lite0 import JUDGE, Classes, lite0_layout
 from benchmarks.pairs import measure
@@ -242,12 +244,28 @@ def committed() -> list[dict[str, Any]]:
     return [x | {"sources": now} if now == SAME_AS and x["method"] in SAME.get(x["sources"], ()) else x for x in lines]
 
 
-def table(base: BaseModel, runs: Sequence[Run]) -> str:
-    """Of those runs that are in, the README's table, what else was measured, and paired differences."""
-    lines, names, keys = committed(), runs[0].names, [each.key(base) for each in runs]
-    now = [line for key in keys for line in lines if line.items() >= key.items()]
+def table(base: BaseModel, one: Run, given: Sequence[str] = ()) -> str:
+    """Of those runs that are in, the README's table, what else was measured, and paired differences; then the same of what the
+    first trials chose.
+    """
+    lines, names = committed(), replace(one, order=0).names
+
+    def kept(settings: Mapping[str, str]) -> list[dict[str, Any]]:
+        keys = [each.key(base) for each in whole(one, given, settings)]
+        return [line for key in keys for line in lines if line.items() >= key.items()]
+
+    now, first = kept(CHOSEN), kept(FIRST)
     seen = [each for line in now for each in in_every_order(line, names)]
-    return "\n\n".join([tables(of_the_same_last(now, names)), differences(seen, DEFAULT), differences(seen, "token")])
+    before = [*(line for line in now if line["method"] == DEFAULT), *first]
+    return "\n\n".join(
+        [
+            tables(of_the_same_last(now, names)),
+            differences(seen, DEFAULT),
+            differences(seen, "token"),
+            tables(of_the_same_last(first, names), [LEFT]),
+            differences(before, DEFAULT),
+        ]
+    )
 
 
 def do(asked: Run) -> None:
@@ -309,11 +327,11 @@ def main() -> None:
         method=asked.method or "null-space", order=asked.order, seed=asked.seed, concepts=asked.concepts, split=asked.split,
         settings=chosen(asked.method or "null-space", asked.seed, asked.set),
     )  # fmt: skip
-    runs = swept(one) if asked.sweep else whole(one, asked.set) if asked.all or asked.table else [one]
+    runs = swept(one) if asked.sweep else whole(one, asked.set) if asked.all else [one]
     if asked.table:
         # a sweep is settled once; its rows tell with which code
         swept_lines = [x for x in committed() if (x["split"], x["concepts"]) == ("sweep", SWEPT_CONCEPTS)]
-        print(tables(swept_lines) if asked.sweep else table(base, runs))
+        print(tables(swept_lines) if asked.sweep else table(base, one, asked.set))
         return
     if asked.two and asked.concepts < 3:
         arguments.error("--two tells a concept from a third one: --concepts 3 or more")

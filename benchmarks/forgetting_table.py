@@ -48,7 +48,7 @@ def cell(values: Sequence[float]) -> str:
     return f"{np.mean(values):.{digits}f}{error}"
 
 
-def tables(lines: Lines) -> str:
+def tables(lines: Lines, shown: Sequence[Mapping[str, str]] = (LEFT, BESIDE)) -> str:
     """Each method at each of its settings (and each state of the code): means over orders and seeds."""
     groups: dict[str, list[dict[str, Any]]] = {}
     several = len({line["sources"] for line in lines}) > 1
@@ -57,7 +57,7 @@ def tables(lines: Lines) -> str:
         variant = [f"with {line['variant']}"] if "variant" in line else []  # code of a trial that did not stay
         name = " ".join([line["method"], *variant, *own, *([f"({line['sources']})"] if several else [])])
         groups.setdefault(name, []).append(line)
-    return "\n\n".join(_table(groups, columns) for columns in (LEFT, BESIDE))
+    return "\n\n".join(_table(groups, columns) for columns in shown)
 
 
 def _table(groups: Mapping[str, Lines], columns: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ def test_the_methods_in_the_readme_are_as_the_committed_lines_say() -> None:
     run = forgetting.Run(
         method=method, order=0, seed=0, concepts=10, split="test", settings=forgetting.chosen(method, 0, [])
     )
-    made = forgetting.table(load_base(), forgetting.whole(run, []))
+    made = forgetting.table(load_base(), run)
     page = PAGE.read_text(encoding="utf-8")
     assert all(part in page for part in made.split("\n\n"))
     head, _, *rows = (

@@ -109,7 +109,7 @@ CHOSEN = {
     "ewc-dc": "dc_lambda=10 factor_rate=4e-3",
     "dsc": "dsc_scores=0.01 dsc_eps=10 factor_rate=5e-4",
     "dsc+ewc-dc": "dc_lambda=10 dsc_scores=0.1 factor_rate=2e-3",
-    "c-lora": "c_lora_lambda=1e2 factor_rate=2e-3",
+    "c-lora": "c_lora_lambda=300 factor_rate=2e-3",
     "null-space": "",
     "token": "factor_rate=0 token_rate=4e-2",
     "alone": "factor_rate=2e-3",
@@ -120,12 +120,12 @@ AWAITED. The rate, wordings, nouns and energy of `null-space` were chosen in sig
 AWAITED = {
     "dsc": "dsc_scores=0.01 dsc_eps=10 factor_rate=5e-4 dsc_rate=2e-3",
     "dsc+ewc-dc": "dc_lambda=10 dsc_scores=0.1 factor_rate=4e-3",
-    "c-lora": "c_lora_lambda=300 factor_rate=2e-3",
     "joint": "factor_rate=4e-3",
 }
 """What the whole sweep chooses and has not been run on the test concepts yet."""
 FIRST = {
     "ewc-dc": "dc_lambda=10 factor_rate=2e-3",
+    "c-lora": "c_lora_lambda=1e2 factor_rate=2e-3",
 }
 """What the first six trials chose, where twelve choose otherwise."""
 

@@ -29,7 +29,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from importlib.util import find_spec
@@ -45,28 +45,21 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "emoji64"))
 import cpserve
 from benchmarks.forgetting_runs import (
     BOUNDS,
-    CHOSEN,
     CONCEPTS,
-    FIRST,
     ROOT,
-    SAME,
-    SAME_AS,
     SWEPT_CONCEPTS,
     Run,
     chosen,
-    in_every_order,
-    of_the_same_last,
-    sources,
     swept,
     whole,
 )
-from benchmarks.forgetting_table import DEFAULT, LEFT, differences, tables
+from benchmarks.forgetting_table import committed, table, tables
 from benchmarks.joint import learn_jointly
 from benchmarks.lite0 import JUDGE, Classes, lite0_layout
 from benchmarks.pairs import measure
 from benchmarks.strips import STRIPS, keep_strip, sheet
 from benchmarks.teach import STYLES, pictures
-from benchmarks.timing import keep, kept_lines
+from benchmarks.timing import keep
 from cpserve.adapter import Adapter, empty_adapter
 from cpserve.base import BaseModel
 from cpserve.concept import Concept, Picture
@@ -236,36 +229,6 @@ def two(base: BaseModel, asked: Run, count: int, folder: Path) -> dict[str, Any]
 
 def _mean(values: Sequence[float]) -> float:
     return round(float(np.mean(values)), 4)
-
-
-def committed() -> list[dict[str, Any]]:
-    """The result lines so far; what was made with other sources that come to the same is as good as new."""
-    lines, now = kept_lines("forgetting"), sources()
-    return [x | {"sources": now} if now == SAME_AS and x["method"] in SAME.get(x["sources"], ()) else x for x in lines]
-
-
-def table(base: BaseModel, one: Run, given: Sequence[str] = ()) -> str:
-    """Of those runs that are in, the README's table, what else was measured, and paired differences; then the same of what the
-    first trials chose.
-    """
-    lines, names = committed(), replace(one, order=0).names
-
-    def kept(settings: Mapping[str, str]) -> list[dict[str, Any]]:
-        keys = [each.key(base) for each in whole(one, given, settings)]
-        return [line for key in keys for line in lines if line.items() >= key.items()]
-
-    now, first = kept(CHOSEN), kept(FIRST)
-    seen = [each for line in now for each in in_every_order(line, names)]
-    before = [*(line for line in now if line["method"] == DEFAULT), *first]
-    return "\n\n".join(
-        [
-            tables(of_the_same_last(now, names)),
-            differences(seen, DEFAULT),
-            differences(seen, "token"),
-            tables(of_the_same_last(first, names), [LEFT]),
-            differences(before, DEFAULT),
-        ]
-    )
 
 
 def do(asked: Run) -> None:

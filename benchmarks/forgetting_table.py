@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from benchmarks.forgetting_runs import ORDERLESS
+from benchmarks.forgetting_runs import (
+    CHOSEN,
+    FIRST,
+    ORDERLESS,
+    SAME,
+    SAME_AS,
+    Run,
+    in_every_order,
+    of_the_same_last,
+    sources,
+    whole,
+)
 from benchmarks.markdown import markdown
+from benchmarks.timing import kept_lines
+from cpserve.base import BaseModel
 from trainer import Settings
 
 Lines = Sequence[dict[str, Any]]
@@ -91,3 +105,33 @@ def _by_run(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], column: str)
             run = theirs["seed"] if orderless else (theirs["order"], theirs["seed"])
             groups.setdefault(run, []).append(high - low)
     return [float(np.mean(each)) for each in groups.values()]
+
+
+def committed() -> list[dict[str, Any]]:
+    """The result lines so far; what was made with other sources that come to the same is as good as new."""
+    lines, now = kept_lines("forgetting"), sources()
+    return [x | {"sources": now} if now == SAME_AS and x["method"] in SAME.get(x["sources"], ()) else x for x in lines]
+
+
+def table(base: BaseModel, one: Run, given: Sequence[str] = ()) -> str:
+    """Of those runs that are in, the README's table, what else was measured, and paired differences; then the same of what the
+    first trials chose.
+    """
+    lines, names = committed(), replace(one, order=0).names
+
+    def kept(settings: Mapping[str, str]) -> list[dict[str, Any]]:
+        keys = [each.key(base) for each in whole(one, given, settings)]
+        return [line for key in keys for line in lines if line.items() >= key.items()]
+
+    now, first = kept(CHOSEN), kept(FIRST)
+    seen = [each for line in now for each in in_every_order(line, names)]
+    before = [*(line for line in now if line["method"] == DEFAULT), *first]
+    return "\n\n".join(
+        [
+            tables(of_the_same_last(now, names)),
+            differences(seen, DEFAULT),
+            differences(seen, "token"),
+            tables(of_the_same_last(first, names), [LEFT]),
+            differences(before, DEFAULT),
+        ]
+    )

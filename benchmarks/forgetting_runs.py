@@ -56,7 +56,7 @@ SWEPT_CONCEPTS = 6
 SWEPT_RATE = "factor_rate=2e-3"  # where nothing else is swept
 _RATES = (
     "factor_rate=5e-4", "factor_rate=1e-3", "factor_rate=2e-3", "factor_rate=4e-3",
-    "factor_rate=2.5e-4", "factor_rate=5e-4 token_rate=5e-3",
+    "factor_rate=2.5e-4", "factor_rate=5e-4 token_rate=5e-3", "factor_rate=1.25e-4",
 )  # fmt: skip
 SWEPT = {
     "none": _RATES,
@@ -92,15 +92,16 @@ SWEPT = {
     ),
     "null-space": (
         "null_energy=1e-4", "null_energy=1e-3", "null_energy=1e-2", "null_energy=5e-2",
-        "null_energy=1e-2 factor_rate=1e-3", "null_energy=1e-2 factor_rate=5e-4",
+        "null_energy=1e-2 factor_rate=1e-3", "null_energy=1e-2 factor_rate=5e-4", "null_energy=5e-2 factor_rate=1e-3",
+        "null_energy=5e-2 factor_rate=5e-4", "null_energy=0.1", "null_energy=0.1 factor_rate=1e-3",
+        "null_energy=2e-2 factor_rate=1e-3", "null_energy=0.2 factor_rate=1e-3",
     ),
     "token": tuple(f"factor_rate=0 token_rate={rate}" for rate in (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)),
     "alone": _RATES[:4],
     "joint": _RATES[:4],
 }  # fmt: skip
 """What is tried of each method on the sweep concepts: twelve trials of a method with a weight, the second six where the first
-pointed; of `null-space` the second six are of its code as it changed, and stand in the lines alone (LOG.md). What has rates only
-has six of them or four."""
+pointed. What has rates only has seven of them or four. `null-space` was tried while its code changed, too (LOG.md)."""
 
 CHOSEN = {
     "none": "factor_rate=2.5e-4",

@@ -213,7 +213,7 @@ def merged(first: Adapter, second: Adapter) -> Adapter:
 
 
 def two(base: BaseModel, asked: Run, count: int, folder: Path) -> dict[str, Any]:
-    """Of `count` pictures under "a photo of <one> and <other>" by one adapter, and by two summed, how many show both."""
+    """Of `count` pictures under "a photo of a <one> and a <other>" by one adapter, and by two summed, how many show both."""
     every = CONCEPTS[asked.split]
     taught = [pictures(name, every.index(name))[0] for name in asked.names]
     alone_settings = replace(chosen("alone", asked.seed), steps=asked.settings.steps)

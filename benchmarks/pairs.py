@@ -150,7 +150,7 @@ def _above(values: Sequence[float] | Sequence[Sequence[float]], bar: float) -> f
 def _draw(
     engine: Engine, asked: Sequence[Sequence[int]], adapter: Callable[[Sequence[int]], Adapter], steps: int
 ) -> list[Image.Image]:
-    texts = [WORDS.format(" and ".join(f"<thing{i}>" for i in own)) for own in asked]
+    texts = [WORDS.format(" and ".join(f"a <thing{i}>" for i in own)) for own in asked]
     prompts = [cpserve.Prompt(text, adapter(own)) for text, own in zip(texts, asked, strict=True)]
     drawing = cpserve.Drawing(guidance=3.0, steps=steps)
     return [made.image for made in cpserve.generate(engine, prompts, range(len(prompts)), drawing)]

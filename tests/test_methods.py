@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cpserve.adapter import Adapter, empty_adapter
+from cpserve.adapter import Adapter, Tensors, empty_adapter
 from cpserve.base import BaseModel, load_base
 from cpserve.concept import Concept, Picture
 from cpserve.errors import TrainingError
@@ -28,7 +28,7 @@ from trainer.consolidate import consolidation
 from trainer.fisher import fisher, sampled_rivals
 from trainer.images import encode_concept
 from trainer.learned import own_accuracy
-from trainer.lora import fresh_factors, states
+from trainer.lora import fold, fresh_factors, states
 from trainer.penalties.c_lora import Overlap, updates
 from trainer.penalties.ewc import decay
 from trainer.penalties.ewc_dc import fisher_loss
@@ -174,17 +174,29 @@ def test_the_fisher_is_that_of_its_definition(v_base: BaseModel, tmp_path: Path)
         torch.testing.assert_close(plain[name], denoising[name], rtol=1e-2, atol=1e-3 * float(denoising[name].max()))
 
 
-def test_diffusers_computes_the_same_keys_and_values(folders: dict[str, Path], base: BaseModel, tmp_path: Path) -> None:
-    """Three concepts folded and published: plain diffusers' projections of a prompt are ours to 1e-5."""
+def test_diffusers_computes_the_same_keys_and_values(
+    folders: dict[str, Path], base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three concepts published: plain diffusers' projections of a prompt are the base's and the three updates' sum, to 1e-5."""
+    updates_made: list[Tensors] = []
+
+    def noted(first: Tensors, second: Tensors) -> dict[str, torch.Tensor]:
+        updates_made.append(second)
+        return fold(first, second)
+
+    monkeypatch.setattr("trainer.lora.fold", noted)
     adapter = learned(base, tmp_path, replace(QUICK, factor_rate=1e-2), "dog", "cat", "bowl")
+    assert len(updates_made) == 3
     text = "a photo of <dog>, <cat> and <bowl>"
     pipe = pipeline(folders["sd15"], adapter)
     with torch.no_grad():
         e = pipe.encode_prompt(text, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
-        layers, ours = dict(pipe.unet.named_modules()), packed_of(base, adapter, [text])
-        for site, projection, cut in base.spec.sites.parts:
+        layers, sites = dict(pipe.unet.named_modules()), base.spec.sites
+        ours = sites.project(e, {}) + sum(sites.project_change(e, u) for u in updates_made)
+        for site, projection, cut in sites.parts:
             theirs = getattr(layers[site.name], projection)(e)
             torch.testing.assert_close(ours[..., cut], theirs, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(packed_of(base, adapter, [text])[..., cut], theirs, atol=1e-5, rtol=1e-5)
     assert largest_change(packed_of(base, replace(adapter, lora={}), [text]), ours) > 1e-2
 
 
@@ -232,13 +244,16 @@ Taught = Callable[[str], tuple[Adapter, Adapter]]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_earlier_tokens_never_move(base: BaseModel, taught: Taught, method: str) -> None:
-    """Learning a second concept leaves the first one's token bit for bit as it was, and the base's weights too."""
-    weights = {n: p.clone() for n, p in base.unet.named_parameters()}
+def test_earlier_tokens_never_move(folders: dict[str, Path], base: BaseModel, taught: Taught, method: str) -> None:
+    """Learning a second concept leaves the first one's token bit for bit as it was, and the base as it is on disk."""
     one, two = taught(method)
     assert torch.equal(one.embeddings["<dog>"], two.embeddings["<dog>"])
     assert two.tokens == ["<dog>", "<cat>"]
-    assert all(torch.equal(weights[n], p) for n, p in base.unet.named_parameters())
+    untouched = load_base(str(folders["sd15"]))
+    for part in ("unet", "text_encoder"):
+        weights = getattr(base, part).state_dict()
+        assert weights
+        assert all(torch.equal(weights[name], tensor) for name, tensor in getattr(untouched, part).state_dict().items())
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from PIL import Image
 from adapter_store import Store
 from cpserve.adapter import empty_adapter
 from cpserve.base import BaseModel, load_base
+from cpserve.concept import Concept
 from cpserve.errors import RefError, StoreError, TrainingError
 from cpserve.learning import head_adapter
 from cpserve.learning import learn as learn_and_keep
@@ -25,14 +25,14 @@ from cpserve.prompt_kv import KVSites
 from cpserve.prompts import CPU, tokenize
 from cpserve.score import draws, errors, log_scores, temperature
 from cpserve.text_encoder import token_table
-from tests.lessons import QUICK, concept, learned, lineage
-from trainer import Progress, Record, learn
+from tests.lessons import QUICK, concept, learned, lineage, packed_of
+from trainer import Progress, Record, Settings, learn
 from trainer.images import encode_concept, variant
 from trainer.loop import RunningLoss, Stage, faster_precision, optimise
 from trainer.lora import fold, fresh_factors, recompress, states
 from trainer.penalties import null_space
 from trainer.penalties.ewc import Anchor, fisher_information
-from trainer.penalties.null_space import basis_of
+from trainer.penalties.null_space import basis_of, largest_change
 from trainer.sequence import Lesson, _task, check_new
 
 NULL_SPACE = replace(QUICK, method="null-space", null_energy=1e-3)
@@ -52,9 +52,16 @@ def test_a_full_basis_freezes_earlier_prompts(monkeypatch: pytest.MonkeyPatch, t
     """Where the basis holds all of them and leaves room, K,V of protected prompts stay to float precision, and others move."""
     monkeypatch.setattr("trainer.sequence.PROTECTED", ("{}",))  # two dozen wordings leave no room at such precision
     settings = replace(QUICK, method="null-space", null_nouns=0, null_energy=1e-12, factor_rate=0.1)
-    moved = learned(load_base(), tmp_path, settings, "dog", "cat").manifest.metrics
-    assert float(str(moved["largest_kv_change"])) < 1e-5
-    assert float(str(moved["largest_unseen_kv_change"])) > 0.1
+    base = load_base()
+    one, two = lineage(base, tmp_path, settings, "dog", "cat")
+    kept, moved = (
+        largest_change(packed_of(base, one, [text]), packed_of(base, two, [text]))
+        for text in ("<dog>", "a dog in snow")
+    )
+    assert kept < 1e-5
+    assert moved > 0.1
+    assert float(str(two.manifest.metrics["largest_kv_change"])) < 1e-5
+    assert float(str(two.manifest.metrics["largest_unseen_kv_change"])) > 0.1
 
 
 def test_ordinary_prompts_stay_as_they_were(base: BaseModel, tmp_path: Path) -> None:
@@ -209,6 +216,18 @@ def test_a_gradient_that_is_no_number_moves_nothing(tmp_path: Path) -> None:
     assert still.item() == 0
 
 
+def test_a_sudden_loss_ends_the_run_within_the_step(tmp_path: Path) -> None:
+    """Far above what predicting nothing costs, however low it was before: nothing is stepped with it."""
+    moved = torch.nn.Parameter(torch.zeros(1))
+
+    def losses(step: int) -> list[torch.Tensor]:
+        return [moved.sum() + (0.1 if step < 30 else 3.5)]
+
+    stage = Stage("learn", losses, [({"moved": moved}, 1e-9)], 99, 0, 0, 99, nothing=1.0)
+    with pytest.raises(TrainingError, match=r"is 3.5, .* at step 30"):
+        optimise(stage, Record(tmp_path))
+
+
 def test_a_run_that_diverged_does_so_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Resumed from its last state, in the middle of the growth, it ends at the same step."""
     monkeypatch.setattr("trainer.loop.SAVE_EVERY_S", -1.0)
@@ -249,12 +268,21 @@ def test_ewc_dc_needs_a_fisher(base: BaseModel, tmp_path: Path) -> None:
     assert learn(base, concept("cat", 1), adapter, QUICK, Record(tmp_path / "null")).tokens == ["<dog>", "<cat>"]
 
 
-def test_the_fisher_of_a_linear_model() -> None:
-    """For loss = g . theta with known g per draw, the Fisher is the mean of g squared."""
-    theta = torch.zeros(3, requires_grad=True)
-    slopes = torch.tensor([[1.0, 0.0, 2.0], [3.0, 1.0, 0.0]])
-    fisher = fisher_information({"theta": theta}, lambda draw: slopes[draw] @ theta, 2)
-    assert torch.allclose(fisher["theta"], slopes.pow(2).mean(0))
+def test_the_fisher_of_a_linear_regression() -> None:
+    """For y = x . theta + noise of variance s^2, draws of -log p(y) come to mean(x^2) / s^2: within four of their standard
+    errors, which are at most sqrt(4 / draws) of it (odds of chance: 2 in ten thousand, with the seed fixed).
+    """
+    draws, spread = 2000, 0.5
+    theta, x = torch.tensor([1.0, -2.0, 0.5], requires_grad=True), torch.tensor([[1.0, 0.0, 2.0], [3.0, 1.0, 0.0]])
+    noise = spread * torch.randn(draws, generator=torch.Generator().manual_seed(0))
+
+    def loss(draw: int) -> torch.Tensor:
+        row = x[draw % 2]
+        return ((row @ theta).detach() + noise[draw] - row @ theta).pow(2) / (2 * spread**2)
+
+    fisher = fisher_information({"theta": theta}, loss, draws)
+    exact = x.pow(2).mean(0) / spread**2
+    torch.testing.assert_close(fisher["theta"], exact, rtol=4 * (4 / draws) ** 0.5, atol=0.0)
 
 
 def test_the_anchor_is_half_lambda_f_d_squared() -> None:
@@ -407,36 +435,66 @@ def test_half_a_run_leaves_no_latents(base: BaseModel, tmp_path: Path) -> None:
 LONG = replace(QUICK, steps=80)
 
 
+def kill(
+    base: BaseModel,
+    store: Store,
+    concepts: list[Concept],
+    settings: Settings,
+    reaches: Callable[[str], bool],
+    after: float,
+) -> None:
+    """Learn in a process that is killed so many seconds after what it reports `reaches` a moment."""
+    fork = multiprocessing.get_context("fork")
+    reached = fork.Event()
+
+    def told(what: str, *_: object) -> None:
+        if reaches(what):
+            reached.set()
+
+    child = fork.Process(
+        target=learn_and_keep,
+        args=(base, concepts, store, "pets", settings),
+        kwargs={"resume": True, "progress": told},
+    )
+    child.start()
+    while not reached.wait(0.1):
+        assert child.is_alive()
+    time.sleep(after)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert not store.verify()
+
+
 def test_killed_at_any_moment_training_goes_on(
     base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`kill -9` at 20 seeded moments, each time resumed: the store verifies, and the end equals an undisturbed run's."""
     monkeypatch.setattr("trainer.loop.SAVE_EVERY_S", 0.0)
-    rng, fork, store = np.random.default_rng(1), multiprocessing.get_context("fork"), Store(tmp_path)
+    rng, store = np.random.default_rng(1), Store(tmp_path)
     straight = learned(base, tmp_path / "straight", LONG, "dog")
     for _ in range(20):
-        reached, steps = fork.Event(), iter(range(1, int(rng.integers(1, 3))))
+        steps = iter(range(1, int(rng.integers(1, 3))))
 
-        def told(what: str, *_: object, reached: Any = reached, steps: Iterator[int] = steps) -> None:
-            if what == "learning dog" and next(steps, None) is None:
-                reached.set()
+        def reaches(what: str, steps: Iterator[int] = steps) -> bool:
+            return what == "learning dog" and next(steps, None) is None
 
-        child = fork.Process(
-            target=learn_and_keep,
-            args=(base, [concept("dog")], store, "pets", LONG),
-            kwargs={"resume": True, "progress": told},
-        )
-        child.start()
-        while not reached.wait(0.1):
-            assert child.is_alive()
-        time.sleep(rng.uniform(0, 0.01))  # into the next step, or its saving
-        child.kill()
-        child.join()
-        assert child.exitcode == -signal.SIGKILL
-        assert not store.verify()
+        kill(base, store, [concept("dog")], LONG, reaches, rng.uniform(0, 0.01))  # into the next step, or its saving
     assert 0 < Record(tmp_path / "runs" / "pets").load_state("learn")[1] < LONG.steps
     learn_and_keep(base, [concept("dog")], store, "pets", LONG, resume=True)
     assert store.head("pets") == 1
+    assert head_adapter(store, "pets", base, "none").content_hash == straight.content_hash
+
+
+@pytest.mark.parametrize(("moment", "kept"), [("drawing dog", 0), ("learning cat", 1), ("drawing cat", 1)])
+def test_killed_between_the_concepts_of_one_call(base: BaseModel, tmp_path: Path, moment: str, kept: int) -> None:
+    """What stood stays, and the same call with `resume` ends as an undisturbed one."""
+    store, both = Store(tmp_path), [concept("dog"), concept("cat", 1)]
+    straight = learned(base, tmp_path / "straight", QUICK, "dog", "cat")
+    kill(base, store, both, QUICK, lambda what: what == moment, 0)
+    assert store.head("pets") == kept
+    learn_and_keep(base, both, store, "pets", QUICK, resume=True)
+    assert store.head("pets") == 2
     assert head_adapter(store, "pets", base, "none").content_hash == straight.content_hash
 
 

@@ -27,6 +27,7 @@ SAVE_EVERY_S = 5.0
 CAPTION_SHARE = 0.5  # of the rows of a picture with a caption; the others see the templates
 BIG = 200e6  # parameters of a UNet: Stable Diffusion 1.5 has 860 million
 DIVERGED = 10.0  # times the lowest running loss
+SUDDEN = 3.0  # times what predicting nothing costs, in a single step
 FIRST, SETTLED = 5, 20  # steps: at small batches it takes some until the loss says more than which timesteps were drawn
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")
 
@@ -148,7 +149,7 @@ class Stage:
     """A run of the optimiser over `steps`, `done` steps of the whole lesson before it and `total` in all.
 
     `losses(step)` are what a step's loss is the sum of, one after another; they depend on the step alone. `groups` are
-    parameters by name, each group with AdamW's full rate.
+    parameters by name, each group with AdamW's full rate. `nothing` is what predicting nothing costs, where that is known.
     """
 
     name: str
@@ -159,6 +160,7 @@ class Stage:
     done: int
     total: int
     penalty: Penalty | None = None
+    nothing: float = math.inf
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -224,7 +226,10 @@ def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] 
         while step < stage.steps:
             value = _backward(stage, step)
             running.add(value)
-            if fault := running.fault:
+            sudden = (
+                f"is {value:.3g}, much more than predicting nothing costs," if value > SUDDEN * stage.nothing else None
+            )
+            if fault := running.fault or sudden:
                 raise TrainingError(
                     f"the loss {fault} at step {stage.done + step}",
                     hint="start it over with a smaller rate: --restart, and factor_rate in --config",

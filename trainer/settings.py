@@ -39,29 +39,31 @@ GENERIC_PROMPT = "a photo"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Defaults fit the built-in base on two CPU cores. Marks as in docs/METHOD.md: [F] the paper, [O] our own choice."""
+    """Defaults fit the built-in base on two CPU cores. Marks as in docs/METHOD.md: [F] the paper, [B] what it builds
+    on, [O] our own choice.
+    """
 
     method: str = "null-space"
-    """One of METHODS."""
+    """One of METHODS; the default is our own [O]."""
     rank: int = 16
-    """Rank r of the K,V factors of one concept; alpha == r."""
+    """Rank r of the K,V factors of one concept; alpha == r [B: Hu et al. 2022; O: the value]."""
     steps: int = 300
-    """Optimiser steps a concept."""
+    """Optimiser steps a concept [O]."""
     batch: int = 8
-    """Rows a step."""
+    """Rows a step [O]."""
     accumulate: int = 1
     """Parts that a step's rows are run in, one after another, where memory is short (gradient accumulation). The Fisher of
     `ewc-dc` runs `dc_concepts` + 2 rows at once, whatever this says."""
     factor_rate: float = 1e-3
-    """AdamW's rate for the factors A and B."""
+    """AdamW's rate for the factors A and B [O]."""
     token_rate: float = 1e-2
-    """AdamW's rate for the learned token."""
+    """AdamW's rate for the learned token [B: textual inversion, Gal et al. 2023; O: the value]."""
     warm_up: int = 20
-    """Steps over which the rate rises; then it falls to zero along a cosine."""
+    """Steps over which the rate rises; then it falls to zero along a cosine [O]."""
     variants: int = 32
-    """Crops and flips of each picture, made and encoded once."""
+    """Crops and flips of each picture, made and encoded once [O]."""
     mirror: bool = True
-    """Whether half of them are mirrored: not where left and right matter, as with letters."""
+    """Whether half of them are mirrored: not where left and right matter, as with letters [O]."""
     seed: int = 0
     """Of everything random: the same seed, pictures and threads give the same adapter, bit for bit."""
     ewc_lambda: float = 1e6
@@ -91,7 +93,7 @@ class Settings:
     prior_weight: float = 0.0
     """Weight of the loss on pictures of the class that the base drew (DreamBooth, Ruiz et al. 2023) [B]; 0: no such pictures."""
     prior_pictures: int = 32
-    """Pictures of the class drawn for it."""
+    """Pictures of the class drawn for it [B: the term; O: the value]."""
     null_nouns: int = len(NOUNS)
     """Null space: of how many of NOUNS the prompts are protected [O]; 0 where nothing but concepts counts."""
     null_energy: float = 5e-2

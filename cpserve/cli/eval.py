@@ -141,6 +141,8 @@ def _value(made: Evaluation, judge: str, version: Version) -> dict[str, Any]:
         "kept_matrix": made.kept,
         "alignment_matrix": made.alignment,
         "dc_matrix": made.dc,
+        "a_mmd_by_concept": {made.concepts[i]: far for i, far in made.a_mmd.items()},
+        "f_mmd_by_concept": {made.concepts[i]: far for i, far in made.f_mmd.items()},
         "drift_by_version": made.drift,
     }
 

@@ -107,7 +107,7 @@ def test_the_readme_draws_from_python(store: str, tmp_path: Path, monkeypatch: p
 
 
 def test_the_command_writes_numbers_and_a_picture(store: str, tmp_path: Path) -> None:
-    """`cpserve eval` on the built-in base after two concepts: JSON on stdout alone, and both files."""
+    """`cpserve eval` on the built-in base after two concepts: JSON on stdout alone, and both files; the matrix is drawn."""
     out = tmp_path / "out"
     asked = ["eval", "default", "--store", store, "--pictures", str(EXAMPLES / "unseen"), "--out", str(out)]
     result = CliRunner().invoke(main, [*asked, "--each", "1", "--steps", "2", "--json"])
@@ -120,8 +120,14 @@ def test_the_command_writes_numbers_and_a_picture(store: str, tmp_path: Path) ->
     assert (value["version"], value["manifest_sha256"]) == (str(version), version.pin.manifest_sha256)
     with Image.open(out / "versions.png") as sheet:
         width, height = sheet.size
-        names = np.asarray(sheet.convert("L"))[height - 130 :, : width - 130]
-        assert all((half < 128).any() for half in np.split(names, 2))  # a name beside each row of two pictures
+        rows = np.split(
+            np.asarray(sheet.convert("L"))[height - 164 :], 2
+        )  # of two pictures of 64 pixels, a line below each
+        assert all((row[:, : width - 130] < 128).any() for row in rows)  # a name beside them
+        below = [[(row[65:81, x : x + 64] < 128).any() for x in (width - 130, width - 64)] for row in rows]
+        assert below == [[True, True], [False, True]]  # nothing below the second concept before it was learned
+    assert value["a_mmd_by_concept"].keys() == {"cat", "rocket"}
+    assert value["f_mmd_by_concept"].keys() == {"cat"}
     again = CliRunner().invoke(main, asked)
     assert again.exit_code == 1
     assert "holds an evaluation already" in again.stderr

@@ -92,6 +92,15 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
     return page
 
 
+def captioned(image: Image.Image, text: str) -> Image.Image:
+    """A picture with a line below it."""
+    made = Image.new("RGB", (image.width, image.height + NAMES + EDGE), "white")
+    made.paste(image)
+    middle = image.width / 2, (image.height + made.height) / 2
+    ImageDraw.Draw(made).text(middle, text, "black", ImageFont.load_default(NAMES), anchor="mm")
+    return made
+
+
 def labelled(page: Image.Image, rows: Sequence[str], columns: Sequence[str] = ()) -> Image.Image:
     """A grid with its rows' names on the left and its columns' above, each in the middle of its own."""
     font = ImageFont.load_default(NAMES)

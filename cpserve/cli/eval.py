@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from adapter_store import Version
-    from cpserve.evaluation import Evaluation
+    from cpserve.evaluation import Evaluation, Matrix
 
 
 @click.command(
@@ -67,7 +67,8 @@ def eval_(
     The version in which each concept was learned draws all that it knows, from the same seeds. `kept` says how alike a
     concept's pictures are to those from when it was learned; with --pictures, also how near to the real ones. The
     diffusion classifier says how many of these, or of those from when it was learned, still show it. Writes
-    evaluation.json and versions.png, a row a concept, a column a version.
+    evaluation.json and versions.png: a row a concept, a column a version, and below each picture how much is kept, or
+    with --pictures how near it is.
     """
     _make_room(out)
     with open_for(common, engine, bundle, base, [ref]) as opened:
@@ -172,10 +173,15 @@ def _text(made: Evaluation, value: Mapping[str, Any], out: Path) -> str:
     ]
     notes += [
         f"unrelated prompts drifted by {made.drift[-1]:.3f}; features: {value['judge']}",
-        f"pictures, a row a concept and a column a version: {out / 'versions.png'}",
+        f"pictures, a row a concept and a column a version, with the {_drawn(made)[0]} below: {out / 'versions.png'}",
     ]
     head = ("concept", "kept", "alignment learned", "now", "dc accuracy learned", "now")
     return "\n".join([table(head, rows), "", *notes])
+
+
+def _drawn(made: Evaluation) -> tuple[str, Matrix]:
+    """The measure that stands below the pictures: by version and concept, nearness to real pictures where there are any."""
+    return ("alignment", made.alignment) if any(made.alignment.values()) else ("share kept", made.kept)
 
 
 def _write(out: Path, made: Evaluation, value: Mapping[str, Any], versions: Sequence[int]) -> None:
@@ -187,9 +193,14 @@ def _write(out: Path, made: Evaluation, value: Mapping[str, Any], versions: Sequ
     from cpserve.cli import _pictures
     from cpserve.png import png
 
-    n = len(made.concepts)
+    n, (_, measured) = len(made.concepts), _drawn(made)
     blank = Image.new("RGB", made.pictures[0][0][0].size, "white")
-    cells = [made.pictures[j].get(i, [blank])[0] for i in range(n) for j in range(n)]
+
+    def cell(i: int, j: int) -> Image.Image:
+        said = f"{measured[j][i]:.2f}" if i in measured[j] else ""
+        return _pictures.captioned(made.pictures[j].get(i, [blank])[0], said)
+
+    cells = [cell(i, j) for i in range(n) for j in range(n)]
     names = [f"v{number}" for number in versions]
     write(out / "versions.png", png(_pictures.labelled(_pictures.grid(cells, n), made.concepts, names)))
     write(out / MEASURED, f"{json.dumps(value, indent=1)}\n".encode())  # last: with it the evaluation counts as whole

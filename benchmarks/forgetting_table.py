@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.forgetting_runs import (
+    BESIDE,
     CHOSEN,
-    FIRST,
     ORDERLESS,
     SAME,
     SAME_AS,
@@ -30,7 +30,7 @@ LEFT = {
     "alignment_learned": "alignment when learned", "alignment": "at the end", "last_alignment": "of the last one",
     "recognised_learned": "recognised when learned", "recognised": "at the end", "kept": "kept", "drift": "drift",
 }  # fmt: skip
-BESIDE = {
+REST = {
     "dc_learned": "DC accuracy when learned", "dc": "at the end", "a_mmd": "A_MMD", "f_mmd": "F_MMD",
     "update_first": "first update", "update_last": "last update", "training_bytes": "bytes kept for training",
     "adapter_bytes": "bytes of LoRA",
@@ -62,7 +62,7 @@ def cell(values: Sequence[float]) -> str:
     return f"{np.mean(values):.{digits}f}{error}"
 
 
-def tables(lines: Lines, shown: Sequence[Mapping[str, str]] = (LEFT, BESIDE)) -> str:
+def tables(lines: Lines, shown: Sequence[Mapping[str, str]] = (LEFT, REST)) -> str:
     """Each method at each of its settings (and each state of the code): means over orders and seeds."""
     groups: dict[str, list[dict[str, Any]]] = {}
     several = len({line["sources"] for line in lines}) > 1
@@ -114,8 +114,8 @@ def committed() -> list[dict[str, Any]]:
 
 
 def table(base: BaseModel, one: Run, given: Sequence[str] = ()) -> str:
-    """Of those runs that are in, the README's table, what else was measured, and paired differences; then the same of what the
-    first trials chose.
+    """Of those runs that are in, the README's table, what else was measured, and paired differences; then the same of what
+    stands beside.
     """
     lines, names = committed(), replace(one, order=0).names
 
@@ -123,15 +123,16 @@ def table(base: BaseModel, one: Run, given: Sequence[str] = ()) -> str:
         keys = [each.key(base) for each in whole(one, given, settings)]
         return [line for key in keys for line in lines if line.items() >= key.items()]
 
-    now, first = kept(CHOSEN), kept(FIRST)
+    now, beside = kept(CHOSEN), kept(BESIDE)
+    beside = [x | {"method": f"{DEFAULT} as swept"} if x["method"] == DEFAULT else x for x in beside]
     seen = [each for line in now for each in in_every_order(line, names)]
-    before = [*(line for line in now if line["method"] == DEFAULT), *first]
+    compared = [*(line for line in now if line["method"] == DEFAULT), *beside]
     return "\n\n".join(
         [
             tables(of_the_same_last(now, names)),
             differences(seen, DEFAULT),
             differences(seen, "token"),
-            tables(of_the_same_last(first, names), [LEFT]),
-            differences(before, DEFAULT),
+            tables(of_the_same_last(beside, names), [LEFT]),
+            differences(compared, DEFAULT),
         ]
     )

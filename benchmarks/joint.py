@@ -62,7 +62,9 @@ def learn_jointly(base: BaseModel, concepts: Sequence[Concept], settings: Settin
     groups = [({"earlier": earlier, "token": model.token}, settings.token_rate), (model.factors, settings.factor_rate)]
     steps = settings.steps * len(concepts)
     folder.mkdir(parents=True, exist_ok=True)
-    optimise(Stage("learn", task.losses, groups, steps, settings.warm_up, 0, steps), Record(folder))
+    optimise(
+        Stage("learn", task.losses, groups, steps, settings.warm_up, 0, steps, nothing=task.nothing), Record(folder)
+    )
     manifest = Manifest(base=base.spec.entry, concepts=tuple(entries), method="joint", settings=settings.dump())
     learned = [*earlier.detach(), model.token.detach()]
     return Adapter(manifest, model.lora(), {token: row.clone() for token, row in zip(tokens, learned, strict=True)})

@@ -32,7 +32,6 @@ from examples import SIDE, UNSEEN_PLACES
 WINDOW, LEFTS, TOPS = 36 / 64, (0, 28 / 64), (0, 14 / 64, 28 / 64)  # of the picture's side
 FALSE_SHARE = 0.05
 APART = 4  # concepts, in scenes that class means are of
-WORDS = "a photo of {}"
 Drawing = np.ndarray
 
 
@@ -136,6 +135,7 @@ def measure(
         "false_third": third,
     }
     return {
+        "asked": words((0, 1)),
         "pictures": count,
         **{what: {name: _above(values, bar) for name, values in arm.items()} for what, arm in above.items()},
         "found_in_scenes": _above([pair_score(s, *pair) for s, pair in zip(known, pairs, strict=True)], bar),
@@ -147,10 +147,14 @@ def _above(values: Sequence[float] | Sequence[Sequence[float]], bar: float) -> f
     return round(float(np.mean(np.array(values) > bar)), 3)
 
 
+def words(concepts: Sequence[int]) -> str:
+    """With the articles of the captions that the base learned pairs from."""
+    return f"a photo of {' and '.join(f'a <thing{i}>' for i in concepts)}"
+
+
 def _draw(
     engine: Engine, asked: Sequence[Sequence[int]], adapter: Callable[[Sequence[int]], Adapter], steps: int
 ) -> list[Image.Image]:
-    texts = [WORDS.format(" and ".join(f"a <thing{i}>" for i in own)) for own in asked]
-    prompts = [cpserve.Prompt(text, adapter(own)) for text, own in zip(texts, asked, strict=True)]
+    prompts = [cpserve.Prompt(words(own), adapter(own)) for own in asked]
     drawing = cpserve.Drawing(guidance=3.0, steps=steps)
     return [made.image for made in cpserve.generate(engine, prompts, range(len(prompts)), drawing)]

@@ -68,6 +68,10 @@ class Schedule:
         alpha, sigma = self._coefficients(t)
         return alpha * x0 + sigma * noise
 
+    def target_power(self, x0: Tensor) -> float:
+        """The largest mean square that `target` has for any of `x0 [B,4,h,w]` at any timestep, its noise apart."""
+        return 1.0 if self.prediction == "epsilon" else max(1.0, float(x0.pow(2).flatten(1).mean(1).max()))
+
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the UNet is trained to output: the noise, or v (Salimans & Ho 2022, `v = sqrt(abar) eps - sqrt(1-abar) x0`)."""
         if self.prediction == "epsilon":

@@ -120,9 +120,7 @@ def test_the_command_writes_numbers_and_a_picture(store: str, tmp_path: Path) ->
     assert (value["version"], value["manifest_sha256"]) == (str(version), version.pin.manifest_sha256)
     with Image.open(out / "versions.png") as sheet:
         width, height = sheet.size
-        rows = np.split(
-            np.asarray(sheet.convert("L"))[height - 164 :], 2
-        )  # of two pictures of 64 pixels, a line below each
+        rows = np.split(np.asarray(sheet.convert("L"))[height - 164 :], 2)  # pictures of 64 pixels, a line below each
         assert all((row[:, : width - 130] < 128).any() for row in rows)  # a name beside them
         below = [[(row[65:81, x : x + 64] < 128).any() for x in (width - 130, width - 64)] for row in rows]
         assert below == [[True, True], [False, True]]  # nothing below the second concept before it was learned
@@ -131,6 +129,11 @@ def test_the_command_writes_numbers_and_a_picture(store: str, tmp_path: Path) ->
     again = CliRunner().invoke(main, asked)
     assert again.exit_code == 1
     assert "holds an evaluation already" in again.stderr
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "cat").symlink_to(EXAMPLES / "unseen" / "cat")
+    some = ["eval", "default", "--store", store, "--pictures", str(tmp_path / "some"), "--out", str(tmp_path / "part")]
+    half = CliRunner().invoke(main, [*some, "--each", "1", "--steps", "2"])
+    assert "below each its kept" in half.stdout, half.output  # the nearness of one concept would leave a row without
     nowhere = CliRunner().invoke(
         main, ["eval", "default", "--store", store, "--pictures", str(tmp_path), "--out", str(tmp_path / "none")]
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -218,14 +219,41 @@ def test_a_gradient_that_is_no_number_moves_nothing(tmp_path: Path) -> None:
 
 def test_a_sudden_loss_ends_the_run_within_the_step(tmp_path: Path) -> None:
     """Far above what predicting nothing costs, however low it was before: nothing is stepped with it."""
-    moved = torch.nn.Parameter(torch.zeros(1))
+    moved, before = torch.nn.Parameter(torch.zeros(1)), []
 
     def losses(step: int) -> list[torch.Tensor]:
-        return [moved.sum() + (0.1 if step < 30 else 3.5)]
+        before.append(moved.item())
+        return [moved.sum() - moved.item() + (0.1 if step < 30 else 3.5)]
 
-    stage = Stage("learn", losses, [({"moved": moved}, 1e-9)], 99, 0, 0, 99, nothing=1.0)
+    stage = Stage("learn", losses, [({"moved": moved}, 0.1)], 99, 0, 0, 99, nothing=1.0)
     with pytest.raises(TrainingError, match=r"is 3.5, .* at step 30"):
         optimise(stage, Record(tmp_path))
+    assert moved.item() == before[30] < before[29]
+
+
+def test_a_concept_whose_loss_is_far_above_that_of_nothing_is_not_learned(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first step on, where there is no lower loss before it."""
+    monkeypatch.setattr("trainer.loop.Task.losses", lambda task, _: [100 + task.trainable.token.sum()])
+    with pytest.raises(TrainingError, match="much more than predicting nothing costs"):
+        learned(base, tmp_path, QUICK, "dog")
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21"])
+@pytest.mark.parametrize("brightness", [0.0, 3.0])
+def test_nothing_costs_no_more_than_it_is_said_to(
+    bases: dict[str, BaseModel], name: str, brightness: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of noise and of v, of pictures that are none and of very bright ones, alone in a batch: at least about once that much."""
+    base, dog = bases[name], replace(concept("dog"), class_word="dog")
+    start, settings = empty_adapter(base.spec.entry), replace(QUICK, batch=1, prior_weight=0.5)
+    latents = torch.full((1, 4, 16, 16), brightness)
+    lesson = Lesson(base, start, check_new(base, start, dog), dog.captions, settings)
+    task = _task(lesson, {"latents": latents, "prior": latents / 2})
+    monkeypatch.setattr(base.unet, "forward", lambda z, *_: 0 * z)
+    costs = [sum(float(part) for part in task.losses(step)) for step in range(200)]
+    assert 0.9 * task.nothing < max(costs) < 1.2 * task.nothing
 
 
 def test_a_run_that_diverged_does_so_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -444,23 +472,19 @@ def kill(
     after: float,
 ) -> None:
     """Learn in a process that is killed so many seconds after what it reports `reaches` a moment."""
-    fork = multiprocessing.get_context("fork")
-    reached = fork.Event()
 
     def told(what: str, *_: object) -> None:
-        if reaches(what):
-            reached.set()
+        if reaches(what) and after:
+            Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        elif reaches(what):
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    child = fork.Process(
+    child = multiprocessing.get_context("fork").Process(
         target=learn_and_keep,
         args=(base, concepts, store, "pets", settings),
         kwargs={"resume": True, "progress": told},
     )
     child.start()
-    while not reached.wait(0.1):
-        assert child.is_alive()
-    time.sleep(after)
-    child.kill()
     child.join()
     assert child.exitcode == -signal.SIGKILL
     assert not store.verify()

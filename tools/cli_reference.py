@@ -31,7 +31,7 @@ Exit codes: 0 done, 1 refused (one sentence and a hint on stderr), 2 a wrong opt
 SETTINGS = """## Settings of training
 
 In a TOML file for `train --config`, a line each, such as `batch = 4`. The defaults were chosen on the built-in base. Marks as in
-[METHOD.md](METHOD.md): F the paper, B a baseline's, O our own choice.
+[METHOD.md](METHOD.md): F the paper, B what it builds on, O our own choice.
 
 | setting | default | |
 |---|---|---|

@@ -64,6 +64,13 @@ class Task:
     captions: Tensor
     prior: Tensor | None = None
 
+    @property
+    def nothing(self) -> float:
+        """What a step's loss is at most where the UNet's output is zero, but for the chance of noise."""
+        schedule = self.base.spec.schedule
+        own = schedule.target_power(self.latents)
+        return own if self.prior is None else own + self.settings.prior_weight * schedule.target_power(self.prior)
+
     def generator(self, step: int, stream: int = 0) -> torch.Generator:
         """Randomness that depends on the seed, the step and the purpose alone."""
         return torch.Generator().manual_seed((self.settings.seed * 1_000_003 + step) * 8 + stream)
@@ -177,11 +184,11 @@ class Stage:
 class RunningLoss:
     """A mean that forgets by a twentieth a step, without bias towards where it began, and what is wrong with it.
 
-    Until SETTLED, `lowest` is what predicting nothing costs, or the largest of the FIRST losses if that is more.
+    Until SETTLED, `lowest` is about what predicting nothing costs, or the largest of the FIRST losses if that is more.
     """
 
     steps: int = 0
-    lowest: float = 1.0  # what is predicted has unit variance
+    lowest: float = 1.0  # where noise is predicted, and about so where v is
     _sum: float = 0.0
 
     @property
@@ -226,10 +233,7 @@ def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] 
         while step < stage.steps:
             value = _backward(stage, step)
             running.add(value)
-            sudden = (
-                f"is {value:.3g}, much more than predicting nothing costs," if value > SUDDEN * stage.nothing else None
-            )
-            if fault := running.fault or sudden:
+            if fault := running.fault or _sudden(value, stage.nothing):
                 raise TrainingError(
                     f"the loss {fault} at step {stage.done + step}",
                     hint="start it over with a smaller rate: --restart, and factor_rate in --config",
@@ -255,6 +259,10 @@ def optimise(stage: Stage, record: Record, progress: Callable[[Progress], None] 
         raise
     if step > first:
         _keep(record, stage, optimiser, step, running)
+
+
+def _sudden(value: float, nothing: float) -> str | None:
+    return f"is {value:.3g}, much more than predicting nothing costs," if value > SUDDEN * nothing else None
 
 
 def _backward(stage: Stage, step: int) -> float:

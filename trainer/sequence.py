@@ -194,8 +194,7 @@ def _learn(lesson: Lesson, record: Record, progress: Callable[[Progress], None] 
     total = settings.steps + consolidating
     model, penalty = task.trainable, _penalty(lesson, task.trainable)
     groups = [({"token": model.token}, settings.token_rate), (model.factors, settings.factor_rate)]
-    nothing = 1.0 + (0.0 if task.prior is None else settings.prior_weight)  # what is predicted has unit variance
-    stage = Stage("learn", task.losses, groups, settings.steps, settings.warm_up, 0, total, penalty, nothing)
+    stage = Stage("learn", task.losses, groups, settings.steps, settings.warm_up, 0, total, penalty, task.nothing)
     optimise(stage, record, progress)
     metrics = {}
     if consolidating:

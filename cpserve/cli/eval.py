@@ -173,15 +173,16 @@ def _text(made: Evaluation, value: Mapping[str, Any], out: Path) -> str:
     ]
     notes += [
         f"unrelated prompts drifted by {made.drift[-1]:.3f}; features: {value['judge']}",
-        f"pictures, a row a concept and a column a version, with the {_drawn(made)[0]} below: {out / 'versions.png'}",
+        f"pictures, a row a concept, a column a version, below each its {_drawn(made)[0]}: {out / 'versions.png'}",
     ]
     head = ("concept", "kept", "alignment learned", "now", "dc accuracy learned", "now")
     return "\n".join([table(head, rows), "", *notes])
 
 
 def _drawn(made: Evaluation) -> tuple[str, Matrix]:
-    """The measure that stands below the pictures: by version and concept, nearness to real pictures where there are any."""
-    return ("alignment", made.alignment) if any(made.alignment.values()) else ("share kept", made.kept)
+    """What stands below the pictures, by version and concept: nearness to real pictures where every concept has some."""
+    everyone = all(len(made.alignment[j]) == len(row) for j, row in made.kept.items())
+    return ("alignment", made.alignment) if everyone else ("kept", made.kept)
 
 
 def _write(out: Path, made: Evaluation, value: Mapping[str, Any], versions: Sequence[int]) -> None:

@@ -133,7 +133,7 @@ def test_the_command_writes_numbers_and_a_picture(store: str, tmp_path: Path) ->
     (tmp_path / "some" / "cat").symlink_to(EXAMPLES / "unseen" / "cat")
     some = ["eval", "default", "--store", store, "--pictures", str(tmp_path / "some"), "--out", str(tmp_path / "part")]
     half = CliRunner().invoke(main, [*some, "--each", "1", "--steps", "2"])
-    assert "below each its kept" in half.stdout, half.output  # the nearness of one concept would leave a row without
+    assert "with `kept` below each" in half.stdout, half.output  # the nearness of one concept would leave a row without
     nowhere = CliRunner().invoke(
         main, ["eval", "default", "--store", store, "--pictures", str(tmp_path), "--out", str(tmp_path / "none")]
     )

@@ -474,9 +474,11 @@ def kill(
     """Learn in a process that is killed so many seconds after what it reports `reaches` a moment."""
 
     def told(what: str, *_: object) -> None:
-        if reaches(what) and after:
+        if not reaches(what):
+            return
+        if after:
             Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        elif reaches(what):
+        else:
             os.kill(os.getpid(), signal.SIGKILL)
 
     child = multiprocessing.get_context("fork").Process(

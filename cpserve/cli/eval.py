@@ -68,7 +68,7 @@ def eval_(
     concept's pictures are to those from when it was learned; with --pictures, also how near to the real ones. The
     diffusion classifier says how many of these, or of those from when it was learned, still show it. Writes
     evaluation.json and versions.png: a row a concept, a column a version, and below each picture how much is kept, or
-    with --pictures how near it is.
+    how near it is where --pictures has real ones of every concept.
     """
     _make_room(out)
     with open_for(common, engine, bundle, base, [ref]) as opened:
@@ -173,7 +173,7 @@ def _text(made: Evaluation, value: Mapping[str, Any], out: Path) -> str:
     ]
     notes += [
         f"unrelated prompts drifted by {made.drift[-1]:.3f}; features: {value['judge']}",
-        f"pictures, a row a concept, a column a version, below each its {_drawn(made)[0]}: {out / 'versions.png'}",
+        f"pictures, a row a concept and a column a version, with `{_drawn(made)[0]}` below each: {out / 'versions.png'}",
     ]
     head = ("concept", "kept", "alignment learned", "now", "dc accuracy learned", "now")
     return "\n".join([table(head, rows), "", *notes])

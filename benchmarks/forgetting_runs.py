@@ -57,6 +57,8 @@ SWEPT_RATE = "factor_rate=2e-3"  # where nothing else is swept
 _RATES = (
     "factor_rate=5e-4", "factor_rate=1e-3", "factor_rate=2e-3", "factor_rate=4e-3",
     "factor_rate=2.5e-4", "factor_rate=5e-4 token_rate=5e-3", "factor_rate=1.25e-4",
+    *(f"factor_rate={rate} token_rate={token}" for rate in ("2.5e-4", "1.25e-4") for token in ("2e-2", "4e-2")),
+    "factor_rate=6.25e-5",
 )  # fmt: skip
 SWEPT = {
     "none": _RATES,
@@ -100,8 +102,8 @@ SWEPT = {
     "alone": _RATES[:4],
     "joint": _RATES[:4],
 }  # fmt: skip
-"""What is tried of each method on the sweep concepts: twelve trials of a method with a weight, the second six where the first
-pointed. What has rates only has four to seven of them. `null-space` was tried while its code changed, too (LOG.md)."""
+"""What is tried of each method on the sweep concepts: twelve trials, the second six where the first pointed; of the words alone
+and of the upper bounds four to six. `null-space` was tried while its code changed, too (LOG.md)."""
 
 CHOSEN = {
     "none": "factor_rate=2.5e-4",

@@ -118,8 +118,9 @@ CHOSEN = {
     "alone": "factor_rate=2e-3",
     "joint": "factor_rate=4e-3",
 }
-"""Of those, what has the largest sum of alignment, share recognised and diffusion-classifier accuracy at the end; of `null-space`
-the default, whose rate, wordings, nouns and energy were chosen in sight of runs on the test concepts, too."""
+"""Of those, what has the largest sum of alignment, share recognised and diffusion-classifier accuracy at the end; of `none` what
+seven trials chose (LOG.md); of `null-space` the default, whose rate, wordings, nouns and energy were chosen in sight of runs on
+the test concepts, too."""
 BESIDE = {
     "fold": "factor_rate=5e-4",
     "ewc-dc": "dc_lambda=10 factor_rate=2e-3",
